@@ -38,7 +38,7 @@ _ZERO_BYTES |= {"BF16": 2} | {f"FP{bits}": bits // 8 for bits in (16, 32, 64)}
 _STATUS_WORDS = {1: "degraded", 2: "at its deadline"}
 # Where the server's models have their shared memory anyway, so that a read-only root does no harm.
 _MARKS = Path("/dev/shm")
-_STUB = "triton_python_backend_stub"
+STUB = "triton_python_backend_stub"
 _POLL_S = 0.05
 # A cascade looks for the mark at most this late; one that still answers after `_OBEYS_S` does not know it.
 LOOK_S, _OBEYS_S = 0.2, 1.5
@@ -279,7 +279,7 @@ def servers_of(repository: Path) -> list[int]:
         try:
             words = (entry / "cmdline").read_text().split("\0") if entry.stat().st_uid == os.getuid() else [""]
             ours = [word for word in words if word.endswith(".py") and repository in Path(word).resolve().parents]
-            if _STUB in words[0] and ours:
+            if STUB in words[0] and ours:
                 found.add(int((entry / "stat").read_text().rpartition(") ")[2].split()[1]))
         except (OSError, ValueError, IndexError):  # it has ended meanwhile
             continue

@@ -1,7 +1,8 @@
 """Watches in a thread whether the members are as planned; while one is not, the cascade answers no request.
 
-Members are asked about one row now and then, in a thread of its own, so that a member that hangs does not keep the
-watch from noticing that a file changes.
+Members are asked about one row now and then, in threads of their own, so that a member that hangs keeps the watch
+from noticing neither that a file changes nor what another member says. What a process that died was asked is never
+answered, so a member that owes an answer for long is asked once more.
 """
 
 import math
@@ -33,6 +34,8 @@ FIRST_TURN_S = 2.0
 MOST_REFUSALS = 3
 # The same row gives the same scores but for rounding; other weights differ by more than this share of the largest.
 TOLERANCE = 1e-3
+# A member that owes an answer for so long is asked once more, and after twice that once more again.
+OWED_S = 1.0
 # How often files are looked at.
 LOOK_S = 0.5
 # A changed file that takes longer to read than this counts as another file until it has been read.
@@ -66,6 +69,9 @@ class MemberProbes:
 
     def __post_init__(self) -> None:
         self._found: dict[tuple[str, int | None], Probe] = {}
+        # Calls that have not come back since the last answer, and when another is made.
+        self._owed: dict[tuple[str, int | None], tuple[int, float]] = {}
+        self._callers: set[threading.Thread] = set()
         self._refusals: Counter[str] = Counter()
         self._turned = threading.Event()
         self._stop = threading.Event()
@@ -79,9 +85,11 @@ class MemberProbes:
         self._turned.wait(FIRST_TURN_S)
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """Ends the threads, but for those whose calls do not come back."""
         self._stop.set()
-        self._thread.join(timeout=5)
+        until_s = time.monotonic() + 5
+        for thread in (self._thread, *self._callers):
+            thread.join(timeout=max(0.0, until_s - time.monotonic()))
 
     def of(self, name: str, version: int | None) -> Probe:
         """The last answer of a version, None for any; one that was not asked yet will be."""
@@ -105,19 +113,30 @@ class MemberProbes:
 
     def _loop(self) -> None:
         while not self._stop.is_set():
-            try:
-                self._turn()
-            except Exception as error:  # the next turn may go well
-                self.pb.Logger.log_error(f"committee: probes: {type(error).__name__}: {error}")
-            self._turned.set()
+            now_s = time.monotonic()
+            for key, known in list(self._found.items()):
+                calls, again_s = self._owed.get(key, (0, 0.0))
+                is_due = now_s >= known.until_s or now_s < self.hurry_until_s.get(key[0], 0.0)
+                if is_due and known.until_s < math.inf and now_s >= again_s:
+                    self._owed[key] = calls + 1, now_s + OWED_S * 2**calls
+                    caller = threading.Thread(target=self._ask, args=key, name="committee-probe", daemon=True)
+                    self._callers.add(caller)
+                    caller.start()
+            if not self._owed:
+                self._turned.set()
             self._stop.wait(TURN_S)
 
-    def _turn(self) -> None:
-        for (name, version), known in list(self._found.items()):
-            now_s = time.monotonic()
-            is_due = now_s >= known.until_s or now_s < self.hurry_until_s.get(name, 0.0)
-            if is_due and known.until_s < math.inf and not self._stop.is_set():
-                self._found[name, version] = self._asked(name, version)
+    def _ask(self, name: str, version: int | None) -> None:
+        try:
+            said = self._asked(name, version)
+            if said.began_s > self._found[name, version].began_s:
+                self._found[name, version] = said
+        except Exception as error:  # the next call may go well
+            self.pb.Logger.log_error(f"committee: probes: {type(error).__name__}: {error}")
+        self._owed.pop((name, version), None)
+        self._callers.discard(threading.current_thread())
+        if not self._owed:
+            self._turned.set()
 
     def _asked(self, name: str, version: int | None) -> Probe:
         began_s = time.monotonic()

@@ -25,6 +25,7 @@ from orchestrator.errors import InputError, for_clients
 from orchestrator.probe import LATE_WORDS
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
+from orchestrator.spec.held_requests import number_of_held_requests
 
 Rows = npt.NDArray[Any]
 Columns = dict[str, Rows]
@@ -127,6 +128,29 @@ class PendingRequests:
         for token in tokens:
             del self._deadlines_ns[token]
         return [self._by_token[token] for token in tokens if token in self._by_token]
+
+
+class HeldRequests:
+    """The requests, by token, that this process has taken and not yet answered; used from several threads."""
+
+    def __init__(self) -> None:
+        self._tokens: set[int] = set()
+        self._number = number_of_held_requests()
+
+    def add(self, tokens: Iterable[int]) -> None:
+        """Notes requests, before any of them can be answered."""
+        self._tokens.update(tokens)
+        self._write()
+
+    def remove(self, tokens: Iterable[int]) -> None:
+        """Forgets requests whose responses are out of the model's hands."""
+        self._tokens.difference_update(tokens)
+        self._write()
+
+    def _write(self) -> None:
+        # Threads may store in another order than they counted in, so each one counts again after it has stored.
+        while self._number[0] != (number := len(self._tokens)):
+            self._number[0] = number
 
 
 class RequestReader:

@@ -24,6 +24,7 @@ from orchestrator.serving.options import MIB, Ports, ServeOptions, bracketed, ev
 GLIBC_FLOOR = (2, 35)
 SHM_FLOOR_BYTES = 64 * MIB  # what docker gives a container; with less, hardly any model runs
 SHM = Path("/dev/shm")
+WORK_FOLDER = "committee-serve-"  # what the names of work folders begin with
 _COMPOSE = "serve the same repository with `docker compose up`"
 _LIBRARY_FOLDERS = ("/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
 BACKENDS = Path(__file__).parent / "backends"
@@ -157,7 +158,7 @@ def _dotted(version: tuple[int, int]) -> str:
 def make_work_folder() -> Path:
     """A new temporary folder whose path a shell takes as one word (see `shell_safe_repository`)."""
     parent = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="committee-serve-", dir="/tmp" if _UNSAFE.search(parent) else parent))
+    return Path(tempfile.mkdtemp(prefix=WORK_FOLDER, dir="/tmp" if _UNSAFE.search(parent) else parent))
 
 
 def make_backend_directory(machine: ServingMachine, folder: Path) -> Path:

@@ -257,6 +257,29 @@ def test_a_member_that_hangs_holds_up_neither_easy_rows_nor_the_look_at_files(
             gate.set()
 
 
+def test_a_call_that_never_comes_back_does_not_keep_a_member_from_being_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in {"FIRST_TURN_S": 0.1, "OWED_S": 0.05}.items():
+        monkeypatch.setattr(member_watch, name, seconds)
+    gate, loaded_weights = threading.Event(), {"sign": 1.0}
+
+    def lost_once(rows: np.ndarray) -> np.ndarray:
+        if not gate.is_set():
+            gate.set()
+            time.sleep(6)  # longer than anybody waits here
+        return large(rows) * np.float32(loaded_weights["sign"])
+
+    with running(tmp_path, usual(large=lost_once), spec_with(version=1)) as model:
+        assert answered(ask(model, EASY))
+        until_said = time.monotonic() + 5
+        while "large" not in model._watch._probes.first:
+            assert time.monotonic() < until_said, "it was never asked again"
+            time.sleep(0.01)
+        loaded_weights["sign"] = -1.0
+        assert "member large is not as planned" in text_of(until(model, refused))
+
+
 def test_a_member_that_refuses_the_row_is_asked_a_few_times_and_no_more(tmp_path: Path) -> None:
     def picky(rows: np.ndarray) -> np.ndarray:
         raise ValueError("not this one")

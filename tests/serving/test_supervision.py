@@ -1,0 +1,220 @@
+"""Processes of models that die, and servers that die: what is repaired, what is started again, and how often."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import ServingError
+from orchestrator.serving import supervision
+from orchestrator.serving.control import ModelEntry
+from orchestrator.serving.stubs import DeadStubs, Stub, stub_from_command, stubs_of
+from orchestrator.serving.supervision import MOST_RESTARTS, WITHIN_S, RestartLimit, Supervision
+from tests.bls.fixtures import eventually
+
+# Stands for Triton: starts what stands for Python models' processes, and collects none that dies.
+PARENT = """
+import subprocess, sys
+stub, *instances = sys.argv[1:]
+for instance in instances:
+    subprocess.Popen([stub, "model.py", "memory", "4", "4", "1", "backends", "336", instance, "DEFAULT"])
+print("started", flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def parent_of(tmp_path: Path, *instances: str) -> Iterator[int]:
+    stub = tmp_path / "triton_python_backend_stub"
+    stub.write_text(f"#!{sys.executable} -IS\nimport time\ntime.sleep(60)\n")
+    stub.chmod(0o755)
+    # Started by its interpreter, a script has that as its first word, so a link to the interpreter stands for it.
+    link = tmp_path / "bin" / stub.name
+    link.parent.mkdir()
+    link.symlink_to(sys.executable)
+    code = PARENT.replace('[stub, "model.py"', f'[stub, "-ISc", "import time; time.sleep(60)", "{stub}"')
+    words = [sys.executable, "-c", code, str(link), *instances]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        try:
+            yield parent.pid
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
+
+
+def test_processes_of_models_are_told_by_their_command_lines() -> None:
+    words = ["/b/python/triton_python_backend_stub", "/r/m/1/model.py", "shm", "4", "4", "1", "/b", "336"]
+    found = stub_from_command(7, [*words, "a_1_model_0_1", "DEFAULT"])
+    assert found == Stub(pid=7, model="a_1_model", instance="a_1_model_0_1", shm="shm")
+    assert stub_from_command(7, ["/usr/bin/python3", *words[1:], "m_0_0", "DEFAULT"]) is None
+    assert stub_from_command(7, [""]) is None
+
+
+def test_a_process_that_died_is_named_once_with_how_and_the_living_are_not(tmp_path: Path) -> None:
+    with parent_of(tmp_path, "first_0_0", "second_0_0") as pid:
+        dead = DeadStubs(pid)
+        assert dead.look() == []
+        assert sorted(stub.model for stub in stubs_of(pid)) == ["first", "second"]
+        victim = next(stub.pid for stub in stubs_of(pid) if stub.model == "first")
+        os.kill(victim, signal.SIGKILL)
+        found: list[tuple[Stub, str]] = []
+        eventually(lambda: found.extend(dead.look()) or found)
+        assert [(stub.model, how) for stub, how in found] == [("first", "signal SIGKILL")]
+        assert [stub.model for stub in stubs_of(pid)] == ["second"]
+        assert dead.look() == []
+
+
+def test_so_many_restarts_are_made_and_those_of_long_ago_do_not_count() -> None:
+    limit = RestartLimit()
+    assert [limit.pause_s(now_s=60.0 * n, ran_s=60.0) for n in range(MOST_RESTARTS)] == [0.0] * MOST_RESTARTS
+    assert limit.pause_s(now_s=WITHIN_S - 1, ran_s=60.0) is None
+    assert limit.pause_s(now_s=WITHIN_S, ran_s=60.0) == 0.0
+
+
+def test_a_server_that_ends_soon_is_started_after_ever_longer_pauses_until_it_holds() -> None:
+    limit = RestartLimit()
+    assert [limit.pause_s(now_s=0.0, ran_s=ran_s) for ran_s in (60.0, 0.1, 0.1, 60.0, 0.1)] == [0, 1, 2, 0, 1]
+
+
+class Server:
+    """Ends as often as it is started, or is too broken to start."""
+
+    def __init__(self, *, starts: bool) -> None:
+        self.starts, self.restarts = starts, 0
+        self.pid, self.log_path = 1, "the log"
+
+    def wait(self, timeout_s: float) -> int:
+        return -signal.SIGSEGV
+
+    def kill(self) -> None:
+        pass
+
+    def restart(self) -> None:
+        self.restarts += 1
+        if not self.starts:
+            raise ServingError("embedded Triton did not start", got="nothing")
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_a_server_that_keeps_dying_is_given_up_after_its_restarts_with_the_reason(
+    starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "_OneServer", FakeOneServer)
+    monkeypatch.setattr(supervision.time, "sleep", lambda _: None)
+    told: list[str] = []
+    server: Any = Server(starts=starts)
+    with pytest.raises(
+        ServingError, match="after 5 restarts within 10 minutes; the whole log is the log"
+    ) as caught:
+        Supervision(server, restarts=True, tell=told.append).run()
+    assert server.restarts == MOST_RESTARTS
+    assert ("SIGSEGV" if starts else "did not start") in str(caught.value)
+    assert sum("Triton is started again" in text for text in told) == MOST_RESTARTS
+    assert sum("Triton is ready again" in text for text in told) == (MOST_RESTARTS if starts else 0)
+
+
+def test_without_restarts_the_first_end_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "_OneServer", FakeOneServer)
+    server: Any = Server(starts=True)
+    with pytest.raises(ServingError, match="ended by itself: got signal SIGSEGV; "):
+        Supervision(server, restarts=False, tell=lambda _: None).run()
+    assert server.restarts == 0
+
+
+class FakeOneServer:
+    def __init__(self, server: Any, **_: Any) -> None:
+        self.server = server
+
+    def until_ended(self) -> str:
+        return signal.Signals(-self.server.wait(0)).name.join(["signal ", ""])
+
+
+class Repairable:
+    """A server that runs, and whose models load at the second try."""
+
+    def __init__(self, folder: Path, *, failures: int = 0) -> None:
+        cascade = ModelEntry(name="cascade", backend="python", is_cascade=True)
+        self.models = (cascade, ModelEntry(name="member", backend="python"))
+        self.held_prefix = f"{folder}/held_"
+        self.reloaded: list[str] = []
+        self.failures = failures
+        self.control = self
+
+    def reload(self, name: str) -> None:
+        self.reloaded.append(name)
+        if len(self.reloaded) <= self.failures:
+            raise ServingError("Triton refused it")
+
+    def ready_versions(self) -> dict[str, frozenset[int]]:
+        return {}
+
+
+class Deaths:
+    """Gives each of the processes at one look."""
+
+    def __init__(self, *models: str) -> None:
+        self._left = [Stub(pid=7, model=name, instance=f"{name}_0_0", shm="") for name in models]
+
+    def look(self) -> list[tuple[Stub, str]]:
+        return [(self._left.pop(), "signal SIGKILL")] if self._left else []
+
+
+def watched(server: Repairable, *dead: str, restarts: bool = True) -> tuple[Any, list[str]]:
+    told: list[str] = []
+    made = object.__new__(supervision._OneServer)
+    made._server, made._restarts, made._tell = server, restarts, told.append  # type: ignore[assignment]
+    made._dead, made._watches_cascades, made._to_load = Deaths(*dead), False, {}  # type: ignore[assignment]
+    return made, told
+
+
+@pytest.mark.parametrize(("held", "model"), [(0, "cascade"), (9, "member"), (None, "member")])
+def test_a_model_whose_process_held_nothing_that_is_lost_is_loaded_again(
+    tmp_path: Path, held: int | None, model: str
+) -> None:
+    server = Repairable(tmp_path)
+    if held is not None:
+        (tmp_path / "held_7").write_bytes(held.to_bytes(8, "little"))
+    one, told = watched(server, model)
+    assert one._look() is None
+    assert server.reloaded == [model]
+    assert told[0] == f"model {model}: its process 7 ended with signal SIGKILL; the model is loaded again"
+    assert told[1].startswith(f"model {model} is loaded again after ")
+
+
+@pytest.mark.parametrize(("held", "words"), [(3, "held 3 requests"), (None, "held an unknown number of requests")])
+def test_a_cascade_whose_process_held_requests_ends_the_server(
+    tmp_path: Path, held: int | None, words: str
+) -> None:
+    if held is not None:
+        (tmp_path / "held_7").write_bytes(held.to_bytes(8, "little"))
+    one, _ = watched(server := Repairable(tmp_path), "cascade")
+    assert one._look() == f"model cascade: its process 7 ended with signal SIGKILL and {words}"
+    assert server.reloaded == []
+    one, told = watched(server, "cascade", restarts=False)
+    assert one._look() is None
+    assert server.reloaded == ["cascade"]
+    assert words in told[0]
+
+
+def test_a_model_that_does_not_load_is_tried_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [time.monotonic()]
+    monkeypatch.setattr(supervision.time, "monotonic", lambda: now[0])
+    one, told = watched(server := Repairable(tmp_path, failures=2), "member")
+    one._look()
+    assert "is not loaded again yet: Triton refused it" in told[-1]
+    one._look()
+    assert server.reloaded == ["member"]
+    for _ in range(2):
+        now[0] += 3.1
+        one._look()
+    assert server.reloaded == ["member"] * 3
+    assert len(told) == 3
+    assert "is loaded again" in told[-1]
