@@ -70,13 +70,15 @@ class Breaker:
         if self.state != CLOSED:
             return False  # the call began before the breaker opened, and tells nothing new
         self._calls_s.append(now_s)
-        if is_failed:
-            self._failed_s.append(now_s)
-        for times in (self._calls_s, self._failed_s):
-            while times and times[0] <= now_s - WINDOW_S:
-                times.popleft()
+        while self._calls_s[0] <= now_s - WINDOW_S:
+            self._calls_s.popleft()
+        if not is_failed:  # on the path of every call, so that it does no more
+            return False
+        self._failed_s.append(now_s)
+        while self._failed_s[0] <= now_s - WINDOW_S:
+            self._failed_s.popleft()
         failed, calls = self.counts
-        return is_failed and calls >= LEAST_CALLS and failed >= FAILED_SHARE * calls
+        return calls >= LEAST_CALLS and failed >= FAILED_SHARE * calls
 
     def probed(self, *, is_failed: bool) -> None:
         """Takes note of the end of a probe; after a good one the window is empty."""
