@@ -242,6 +242,7 @@ def _unloaded(control: RepositoryControl, names: Sequence[str], *, until_s: floa
 class _Cascade:
     """A cascade that was served with a plan."""
 
+    version: int  # of the cascade, which has that plan
     spec: CascadeSpec
     # The plan's, without its fused prefix, in whose place the members can be asked.
     members: tuple[PlannedModel, ...]
@@ -261,32 +262,39 @@ class CascadeWatch:
         self._repository = repository
         self._control = control
         self._tell = tell
-        self._cascades: dict[str, _Cascade] | None = None
+        self._cascades: dict[str, _Cascade] = {}
 
     def look(self) -> None:
         """Compares once; does nothing while the server does not answer."""
         with contextlib.suppress(OSError, http.client.HTTPException, ServingError):
-            if self._cascades is None:
-                found = {name: self._served(name, now) for name, now in self._control.ready_versions().items()}
-                self._cascades = {name: cascade for name, cascade in found.items() if cascade is not None}
-                for name, cascade in self._cascades.items():
-                    if not cascade.verify:
-                        self._tell(f"{name}: verify_hashes is no, so a member that is replaced is not noticed")
+            for name, versions in self._control.ready_versions().items():
+                self._take_served(name, versions)
             for name, cascade in list(self._cascades.items()):
                 if cascade.is_unloaded:
                     self._cascades[name] = self._brought_back(name, cascade)
                 else:
                     self._unload_if_wrong(name, cascade, self._cascades)
 
+    def _take_served(self, name: str, versions: frozenset[int]) -> None:
+        """Reads the plan that serves now where it is not known: of a new cascade, or of another version."""
+        known = self._cascades.get(name)
+        if not versions or (known is not None and (known.is_unloaded or known.version == max(versions))):
+            return
+        if (served := self._served(name, versions)) is not None:
+            self._cascades[name] = served
+            if known is None and not served.verify:
+                self._tell(f"{name}: verify_hashes is no, so a member that is replaced is not noticed")
+
     def _served(self, name: str, versions: frozenset[int]) -> _Cascade | None:
-        path = self._repository / name / str(max(versions, default=0)) / PLAN
+        version = max(versions, default=0)
+        path = self._repository / name / str(version) / PLAN
         if not path.is_file():
             return None
         try:
             spec, verify = cascade_from_path(path), verifies_hashes(self._control.config(name))
         except SpecError:  # changed since the server read it
             return None
-        return _Cascade(spec, self._members(spec, verify), verify)
+        return _Cascade(version, spec, self._members(spec, verify), verify)
 
     def _members(self, spec: CascadeSpec, verify: bool) -> tuple[PlannedModel, ...]:
         return planned_models(spec, self._repository, verify_files=verify)[: len(spec.members)]
