@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,24 +23,28 @@ from orchestrator.bls.metrics import Counters
 from orchestrator.bls.pieces import (
     BAD_ROWS_OF_ALIVE,
     CALLS_TO_SILENT,
+    EVERY_ROW,
     REPEATS,
     Ask,
     BatchPieces,
+    Errors,
+    MemberOutputs,
     Owners,
     Refusal,
+    StageCall,
     isolate,
 )
 from orchestrator.errors import for_clients
-from orchestrator.spec import CascadeSpec
+from orchestrator.spec import CascadeSpec, FusedPrefix
 from orchestrator.spec.triton import ANY_VERSION
 
 Rows = npt.NDArray[Any]
-# By member's plan index and row of the batch, why the member failed for that row.
-Errors = dict[tuple[int, int], str]
 # Kinds of numpy dtypes that hold scores.
 _NUMBERS = "fiub"
-# The row under which an error of a whole batch stands.
-EVERY_ROW = -1
+# So long after several requests came at once, or after a call was given up, helpers make the calls of stage 0, ...
+GUARD_S = 60.0
+# ... and for so many calls from the start.
+GUARDED_CALLS = 100
 # The server's messages for a model that is not there, or takes no request now. Before 25.04 all have the code
 # INTERNAL, as a model's own errors do, so that only the words tell them apart.
 _NOT_THERE = ("Request for unknown model", "has no available versions", "Stub process")
@@ -157,34 +161,6 @@ class Helpers:
                 self._idle += 1
 
 
-@dataclass(eq=False, slots=True)
-class StageCall:
-    """A stage's members being asked about rows, until all have answered or the call is given up."""
-
-    stage: int
-    rows: Rows  # (n, *dims)
-    # by plan index, what the members that are done have said, and why they have failed
-    said: dict[int, tuple[Rows | None, Errors]] = field(default_factory=dict)
-    cost: float | None = None  # as in `MemberOutputs`
-    is_asked: bool = False
-    is_given_up: bool = False
-    is_finished: bool = False  # whether all have said something, and the call cannot be given up any more
-    # set when nobody need be waited for any more, where several members are asked at once
-    ready: threading.Event | None = None
-
-
-@dataclass(slots=True)
-class MemberOutputs:
-    """What a stage's members gave for n rows."""
-
-    # (n, k) per member in plan order, NaN in rows it failed for; None for a member that failed for all
-    outputs: list[Rows | None]
-    errors: Errors  # why members failed
-    # the fused prefix's outputs of the stages after it, (n, k) per member, NaN for rows it did not ask
-    later: Sequence[list[Rows]] = ()
-    cost: float | None = None  # of the members asked, per row; None where that was the whole stage
-
-
 @dataclass(eq=False)
 class MemberCalls:
     """Calls members; used from many threads at once."""
@@ -211,12 +187,19 @@ class MemberCalls:
         covered = () if self.spec.fused_prefix is None else self.spec.stages[: self.spec.fused_prefix.stages]
         self._prefix_outputs = [member.name for stage in covered for member in stage.members]
         self._lock = threading.Lock()  # guards what becomes of calls
+        self._guard_until_s, self._calls0 = 0.0, 0  # calls of stage 0 are made by helpers until then
+        self._limit_s = self.spec.limits.member_timeout_ms / 1000
         # Stage 0 and the workers of every later stage may fan out at the same time.
-        self._helpers = Helpers(4 * max(len(stage.members) - 1 for stage in self.spec.stages))
+        self._helpers = Helpers(1 + 4 * max(len(stage.members) - 1 for stage in self.spec.stages))
         self._breakers = Breakers(self.spec, self.metrics, log=self.pb.Logger.log_warn, ask=self._fault_of)
 
     def ask(
-        self, call: StageCall, tensor: Any | None = None, *, owners: Owners | None = None
+        self,
+        call: StageCall,
+        tensor: Any | None = None,
+        *,
+        owners: Owners | None = None,
+        timeout_s: float | None = None,
     ) -> MemberOutputs | None:
         """Asks the members of a stage whose breakers let it; what a member refuses is asked again in halves.
 
@@ -224,6 +207,7 @@ class MemberCalls:
             call: the stage and the rows.
             tensor: the server's tensor behind the rows, forwarded without a copy where name and size allow.
             owners: whose request each row belongs to; one that fails fails with all its rows.
+            timeout_s: gives the call up then; None where the caller's thread may be lost in it.
 
         Returns:
             what they gave; None where the call was given up meanwhile, and somebody else has that.
@@ -237,17 +221,21 @@ class MemberCalls:
         call.cost = sum(self._members[place].cost for place in asked) if refused else None
         # Counted before the members are asked: rows answered at a deadline meanwhile have cost it, too.
         self.metrics.asked(len(call.rows), call.stage, call.cost)
-        if len(asked) > 1:
-            call.ready = threading.Event()
+        by_helpers = asked if timeout_s is not None else asked[1:]
+        if by_helpers:
+            call.ready = threading.Lock()
+            call.ready.acquire()
         call.is_asked = True
         ask = partial(self._ask_for, call, tensor=tensor, owners=owners)
-        for place in asked[1:]:
+        for place in by_helpers:
             self._helpers.submit(partial(ask, place))
-        if asked:
+        if len(by_helpers) < len(asked):
             # The calling thread asks the first member itself: one hand-over fewer.
             ask(asked[0])
-        if call.ready is not None:
-            call.ready.wait()
+        if call.ready is not None and not call.ready.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            outputs = self.give_up(call)
+            if outputs is not None:
+                return outputs
         with self._lock:
             call.is_finished = not call.is_given_up
         return self._outputs_of(call) if call.is_finished else None
@@ -263,6 +251,8 @@ class MemberCalls:
             if call.is_finished or not call.is_asked or not missing:
                 return None
             call.is_given_up = True
+            if call.stage == 0:
+                self._guard_until_s = time.monotonic() + GUARD_S
             for place in missing:
                 # Whoever waits at the gate for the lost call would be lost, too.
                 gate, self._gates[place] = self._gates[place], Gate()
@@ -271,14 +261,38 @@ class MemberCalls:
                 name = self._members[place].name
                 call.said[place] = None, {(place, EVERY_ROW): f"stage {call.stage} member {name}: {text}"}
         if call.ready is not None:
-            call.ready.set()
+            call.ready.release()
         return self._outputs_of(call)
 
-    def ask_stage0(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> MemberOutputs:
-        """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked."""
+    def ask_stage0(
+        self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None, is_alone: bool = False
+    ) -> MemberOutputs:
+        """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked.
+
+        The caller is the server's one thread for requests, and must come back. A helper that makes the call for it
+        costs some 15 us, which a lone request would feel, and nobody waits behind one. So the thread makes the
+        call itself for a request that `is_alone` in its batch, where all of late were, no call was given up, and
+        the first calls came back.
+        """
+        now_s = time.monotonic()
+        if not is_alone:
+            self._guard_until_s = now_s + GUARD_S
+        self._calls0 += 1
+        timeout_s = self._limit_s if now_s < self._guard_until_s or self._calls0 <= GUARDED_CALLS else None
         prefix = self.spec.fused_prefix
-        if prefix is None or not self.may_ask_prefix() or not self._breakers.is_closed(self._breakers.prefix):
-            return self._ask_members0(rows, tensor, owners)
+        if prefix is not None and self.may_ask_prefix() and self._breakers.is_closed(self._breakers.prefix):
+            ask = partial(self._ask_prefix, prefix, rows, tensor)
+            said = ask() if timeout_s is None else self._in_time(self._breakers.prefix, rows, ask)
+            if said is not None:
+                self.metrics.asked(len(rows), 0)
+                first, *later = [[said[place] for place in places] for places in self._places[: prefix.stages]]
+                return MemberOutputs(list(first), {}, later)
+        outputs = self.ask(StageCall(0, rows), tensor, owners=owners, timeout_s=timeout_s)
+        assert outputs is not None, "nobody else gives this call up"
+        return outputs
+
+    def _ask_prefix(self, prefix: FusedPrefix, rows: Rows, tensor: Any | None) -> list[Rows] | None:
+        """The outputs (n, k) of the members that the prefix covers; None where it fails for any row."""
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
             said = self._exec(prefix.name, self._prefix_outputs, self._tensor(rows, start, end, given=tensor))
@@ -295,19 +309,34 @@ class MemberCalls:
         expected = (len(rows), self.spec.classes)
         if said is not None and any(output.shape != expected for output in said):
             said = None
-        note = partial(self._breakers.note, self._breakers.prefix, rows)
-        if said is None:
-            note(None, failure=failure, is_certain=False)
-            return self._ask_members0(rows, tensor, owners)
-        note(said[0], is_certain=True)
-        self.metrics.asked(len(rows), 0)
-        first, *later = [[said[place] for place in places] for places in self._places[: prefix.stages]]
-        return MemberOutputs(list(first), {}, later)
+        output = None if said is None else said[0]
+        self._breakers.note(self._breakers.prefix, rows, output, failure=failure, is_certain=said is not None)
+        return said
 
-    def _ask_members0(self, rows: Rows, tensor: Any | None, owners: Owners | None) -> MemberOutputs:
-        outputs = self.ask(StageCall(0, rows), tensor, owners=owners)
-        assert outputs is not None, "nobody gives this call up"
-        return outputs
+    def _in_time(self, place: int, rows: Rows, ask: Callable[[], list[Rows] | None]) -> list[Rows] | None:
+        """What the fused prefix says; None where it says nothing before the time limit."""
+        ready, said, given_up = threading.Lock(), list[list[Rows] | None](), list[bool]()
+        ready.acquire()
+
+        def run() -> None:
+            outputs = ask()
+            with self._lock:
+                if given_up:
+                    self._breakers.returned(place)
+                said.append(outputs)
+            ready.release()
+
+        self._helpers.submit(run)
+        ready.acquire(timeout=self._limit_s)
+        with self._lock:
+            if said:
+                return said[0]
+            given_up.append(True)
+            self._prefix_gate.retire()
+            self._prefix_gate = Gate()
+            self._guard_until_s = time.monotonic() + GUARD_S
+            self._breakers.give_up(place, rows)
+            return None
 
     def ask_about_row(self, model: str, row: Rows, *, version: int | None) -> Rows | Refusal:
         """The output of a version of a member, or of the fused prefix, for one row (1, *dims); float (1, k)."""
@@ -344,7 +373,7 @@ class MemberCalls:
                 return
             call.said[place] = output, errors
             if call.ready is not None and len(call.said) == len(self._places[call.stage]):
-                call.ready.set()
+                call.ready.release()
 
     def _outputs_of(self, call: StageCall) -> MemberOutputs:
         said = [call.said[place] for place in self._places[call.stage]]

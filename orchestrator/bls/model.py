@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.door import Door
-from orchestrator.bls.member_calls import MemberCalls, MemberOutputs
+from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.member_watch import NOT_LOOKED, MemberWatch
 from orchestrator.bls.metrics import Counters, MetricsFlusher
+from orchestrator.bls.pieces import MemberOutputs
 from orchestrator.bls.requests import (
     HOPELESS,
     INTERNAL,
@@ -252,7 +253,10 @@ class Stage0:
         self.metrics.arrived(len(rows))
         start_ns = time.monotonic_ns()
         outputs = self.calls.ask_stage0(
-            rows, tensor, owners=lambda: np.repeat([one.token for one in batch], [one.count for one in batch])
+            rows,
+            tensor,
+            owners=lambda: np.repeat([one.token for one in batch], [one.count for one in batch]),
+            is_alone=len(batch) == 1,
         )
         self._admission.batch_finished(time.monotonic_ns(), asked_ns=start_ns)
         result = self._fast_path.stage0(len(rows), outputs.outputs)

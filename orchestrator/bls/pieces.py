@@ -1,5 +1,6 @@
-"""Rows that break a member's batch are found by asking about a refused call's rows again, in halves.
+"""Calls of a stage, and what its members gave for the rows of one, whole or in pieces.
 
+Rows that break a member's batch are found by asking about a refused call's rows again, in halves.
 A backend that runs a batch as one call fails all of it for one row, and Triton's ONNX Runtime backend does so. The
 member's own batcher also merges the calls of several workers, so a call can fail for a row that was not in it.
 Therefore a refused call is made again while no other worker asks that member: whole, then in halves, and in the
@@ -12,7 +13,8 @@ bound:
 Rows left then fail without being asked about. A member that is not there is asked once and no more.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,10 @@ import numpy.typing as npt
 Rows = npt.NDArray[Any]
 # Gives int64 (n,), the request of each row, where the rows of a request fail together anyway.
 Owners = Callable[[], npt.NDArray[np.int64]]
+# By member's plan index and row of the batch, why the member failed for that row.
+Errors = dict[tuple[int, int], str]
+# The row under which an error of a whole batch stands.
+EVERY_ROW = -1
 CALLS_TO_SILENT = 31
 BAD_ROWS_OF_ALIVE = 8
 # How often a row that alone is refused is asked about again: another client's row may have been in its batch.
@@ -40,6 +46,34 @@ class Refusal:
 
 # Gives the outputs of the rows from a first one to an end.
 Ask = Callable[[int, int], list[Rows] | Refusal]
+
+
+@dataclass(eq=False, slots=True)
+class StageCall:
+    """A stage's members being asked about rows, until all have answered or the call is given up."""
+
+    stage: int
+    rows: Rows  # (n, *dims)
+    # by plan index, what the members that are done have said, and why they have failed
+    said: dict[int, tuple[Rows | None, Errors]] = field(default_factory=dict)
+    cost: float | None = None  # as in `MemberOutputs`
+    is_asked: bool = False
+    is_given_up: bool = False
+    is_finished: bool = False  # whether all have said something, and the call cannot be given up any more
+    # locked until nobody need be waited for any more, where helpers ask members
+    ready: "threading.Lock | None" = None
+
+
+@dataclass(slots=True)
+class MemberOutputs:
+    """What a stage's members gave for n rows."""
+
+    # (n, k) per member in plan order, NaN in rows it failed for; None for a member that failed for all
+    outputs: list[Rows | None]
+    errors: Errors  # why members failed
+    # the fused prefix's outputs of the stages after it, (n, k) per member, NaN for rows it did not ask
+    later: Sequence[list[Rows]] = ()
+    cost: float | None = None  # of the members asked, per row; None where that was the whole stage
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.bls.member_calls import EVERY_ROW, Errors
+from orchestrator.bls.pieces import EVERY_ROW, Errors
 from orchestrator.decision import (
     DEFAULT,
     AnsweredRows,

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.gears import Gearbox, Times
-from orchestrator.bls.member_calls import EVERY_ROW, Errors, MemberCalls, MemberOutputs, StageCall
+from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.metrics import Counters
+from orchestrator.bls.pieces import EVERY_ROW, Errors, MemberOutputs, StageCall
 from orchestrator.bls.requests import (
     CANCELLED,
     INTERNAL,

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from orchestrator.bls import breaker as breaker_module
+from orchestrator.bls import member_calls as calls_module
 from orchestrator.bls import scheduler as scheduler_module
 from orchestrator.bls.model import CascadeModel
-from orchestrator.spec import CascadeSpec, Limits, Member, Stage
+from orchestrator.spec import CascadeSpec, FusedPrefix, Limits, Member, Stage
 from orchestrator.spec.answer import DEGRADED
 from tests.bls.fixtures import (
     EASY,
@@ -28,7 +29,7 @@ from tests.bls.fixtures import (
     usual,
     wait_for,
 )
-from tests.fakes.triton import FakeTriton, InferenceResponse, TritonError
+from tests.fakes.triton import FakeTriton, InferenceResponse, Request, TritonError
 
 LIMIT_MS = 150
 
@@ -251,3 +252,87 @@ def test_the_server_is_not_asked_about_a_request_while_its_answer_is_sent(tmp_pa
         assert found == [False]
         assert request.sender.done.is_set()
         assert not responder.is_cancelled(pending), "it is not asked about any more"
+
+
+def executed(model: CascadeModel, *batches: list[Request], timeout_s: float = 20) -> list[InferenceResponse]:
+    """The responses to batches that the server's one thread takes one after another."""
+    listed: list[list[Any] | None] = []
+    thread = threading.Thread(target=lambda: listed.extend(model.execute(batch) for batch in batches), daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    assert not thread.is_alive(), "the server's thread is not free"
+    found = []
+    for batch, responses in zip(batches, listed, strict=True):
+        for request, response in zip(batch, responses or [None] * len(batch), strict=True):
+            found.append(wait_for(request, response))
+    return found
+
+
+def marked(row: np.ndarray) -> np.ndarray:
+    return row + np.array([0, MARK, 0, 0, 0, 0], np.float32)
+
+
+@pytest.mark.parametrize("on_failure", ["error", "answer"])
+def test_a_hung_stage_0_frees_the_servers_thread_at_the_limit(tmp_path: Path, on_failure: str) -> None:
+    hanging = Hanging(small)
+    first, last = limited().stages
+    spec = dataclasses.replace(limited(), stages=(dataclasses.replace(first, on_failure=on_failure), last))
+    with loaded(tmp_path, fake := usual(small=hanging), spec) as model:
+        lost, behind = executed(model, [asking(marked(EASY))], [asking(EASY)])
+        assert not behind.has_error()
+        if on_failure == "error":
+            assert text_of(lost) == f"stage 0 member small: no answer within {LIMIT_MS} ms; try again"
+        else:
+            assert (lost.column("status")[0, 0], lost.column("exit_stage")[0, 0]) == (DEGRADED, 1)
+        assert counted(model, fake, "committee_calls_out", stage="0", member="small") == 1
+        hanging.gate.set()
+        eventually(lambda: counted(model, fake, "committee_calls_out") == 0)
+
+
+def test_a_hung_fused_prefix_is_given_up_and_the_members_are_asked(tmp_path: Path) -> None:
+    hanging = Hanging(lambda rows: {"small": small(rows), "large": large(rows)})
+    spec = dataclasses.replace(limited(), fused_prefix=FusedPrefix(name="prefix", stages=2, max_batch_size=16))
+    with loaded(tmp_path, fake := usual(prefix=hanging), spec) as model:
+        model._calls.may_ask_prefix = lambda: True
+        answers = executed(model, [asking(marked(EASY))], [asking(HARD)])
+        assert [answer.column("label")[0, 0] for answer in answers] == [0, 2]
+        assert counted(model, fake, "committee_calls_out", member="prefix") == 1
+        hanging.gate.set()
+        eventually(lambda: counted(model, fake, "committee_calls_out") == 0)
+
+
+def test_the_servers_thread_asks_itself_where_nobody_can_be_waiting_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls_module, "GUARDED_CALLS", 3)
+    by: list[bool] = []
+
+    def member(rows: np.ndarray) -> np.ndarray:
+        by.append(threading.current_thread() is threading.main_thread())
+        return small(rows)
+
+    with loaded(tmp_path, usual(small=member), limited()) as model:
+        for _ in range(5):
+            ask_all(model, [asking(EASY)])
+        assert by == [False] * 3 + [True] * 2
+        ask_all(model, [asking(EASY), asking(EASY)])
+        ask_all(model, [asking(EASY)])
+        assert by[5:] == [False] * 2, "others may come again"
+        monkeypatch.setattr(calls_module, "GUARD_S", 0.0)
+        model._calls._guard_until_s = 0.0
+        ask_all(model, [asking(EASY)])
+        assert by[-1]
+
+
+def test_a_lone_request_at_a_hung_stage_0_is_answered_though_the_thread_is_not_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls_module, "GUARDED_CALLS", 0)
+    hanging = Hanging(small)
+    with loaded(tmp_path, usual(small=hanging), limited()) as model:
+        request = asking(marked(EASY))
+        threading.Thread(target=model.execute, args=([request],), daemon=True).start()
+        assert "the limit of all stages" in text_of(wait_for(request, None))
+        hanging.gate.set()
+        eventually(lambda: not model._pending)
+        assert not executed(model, [asking(EASY)])[0].has_error()

@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from orchestrator.bls.member_calls import REPEATS
+from orchestrator.bls.pieces import REPEATS
 from tests.served.asking import ask, client_of, refusal
 from tests.served.fixtures import BREAK, ServedRepository, metrics_of
 
