@@ -13,7 +13,7 @@ bound:
 Rows left then fail without being asked about. A member that is not there is asked once and no more.
 """
 
-import threading
+from _thread import LockType
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +61,7 @@ class StageCall:
     is_given_up: bool = False
     is_finished: bool = False  # whether all have said something, and the call cannot be given up any more
     # locked until nobody need be waited for any more, where helpers ask members
-    ready: "threading.Lock | None" = None
+    ready: LockType | None = None
 
 
 @dataclass(slots=True)
