@@ -18,6 +18,7 @@ from orchestrator.serving.machine import log_tail
 from orchestrator.serving.options import ServeOptions, is_loopback, network_host
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.serving.supervision import MOST_RESTARTS, WITHIN_S, Supervision
+from orchestrator.spec.triton import EMBEDDED
 
 _LOG_LINES = 15
 
@@ -34,6 +35,12 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to bind; 0.0.0.0 or :: lets other machines ask too.")
     ] = "127.0.0.1",
+    http_host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address to bind for HTTP where it is another: 127.0.0.1 keeps HTTP for probes while gRPC serves."
+        ),
+    ] = None,
     http_port: Annotated[int, typer.Option(help="HTTP port, 0 picks a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="gRPC port, 0 picks a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="Prometheus port, 0 picks a free one.")] = 8002,
@@ -63,6 +70,7 @@ def serve(
     options = ServeOptions(
         repository=repository,
         host=host,
+        http_host=http_host,
         http_port=http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
@@ -104,8 +112,9 @@ def serve(
 
 
 def _announce(server: EmbeddedServer, people: Console, *, as_json: bool) -> None:
-    host = network_host(server.options.host)
-    addresses = {endpoint: server.address(host, endpoint) for endpoint in ("grpc", "http", "metrics")}
+    options = server.options
+    hosts = {endpoint: options.host_of(endpoint) for endpoint in ("grpc", "http", "metrics")}
+    addresses = {endpoint: server.address(network_host(host), endpoint) for endpoint, host in hosts.items()}
     if as_json:
         ready = {**addresses, "pid": server.pid, "triton_version": server.version}
         typer.echo(json.dumps({**ready, "models": list(server.model_names), "log": str(server.log_path)}))
@@ -117,13 +126,25 @@ def _announce(server: EmbeddedServer, people: Console, *, as_json: bool) -> None
         typer.echo(f"  log      {server.log_path}")
         typer.echo(production_words(server.options.repository))
         typer.echo("Ctrl-C stops it.")
-    if not is_loopback(server.options.host):
-        text = (
-            f"warning: bound to {server.options.host}, so anybody on the network may ask these models and read "
+    for text in _warnings(options):
+        people.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _warnings(options: ServeOptions) -> list[str]:
+    """What anybody on the network may do, one line each."""
+    found = []
+    if not is_loopback(options.host):
+        found.append(
+            f"warning: bound to {options.host}, so anybody on the network may ask these models and read "
             "the metrics: there is no password and no encryption; put a firewall or a proxy in front, or use "
             "--host 127.0.0.1"
         )
-        people.print(text, highlight=False, soft_wrap=True, markup=False)
+    if not is_loopback(http := options.host_of("http")):
+        found.append(
+            f"warning: HTTP is bound to {http}, and one malformed request over it ends Triton {EMBEDDED}; "
+            "give clients gRPC and use --http-host 127.0.0.1"
+        )
+    return found
 
 
 def production_words(repository: Path) -> str:

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import resource
 import shutil
 import sys
 import sysconfig
@@ -23,6 +24,10 @@ from orchestrator.serving.options import MIB, Ports, ServeOptions, bracketed, ev
 
 GLIBC_FLOOR = (2, 35)
 SHM_FLOOR_BYTES = 64 * MIB  # what docker gives a container; with less, hardly any model runs
+# Triton has 66 files open before the first client connects, and one more per model; it crashes (SIGSEGV) where it
+# may not have them. The rest is for clients.
+OPEN_FILES_FLOOR = 256
+OPEN_FILES_RAISED = 65_536  # what a limit below it becomes, where the system lets us
 SHM = Path("/dev/shm")
 WORK_FOLDER = "committee-serve-"  # what the names of work folders begin with
 _COMPOSE = "serve the same repository with `docker compose up`"
@@ -58,6 +63,7 @@ class ServingMachine:
     wheel: Path | None  # folder of the `pytriton` package; None where it is not installed
     libpython: Path | None  # folder of that interpreter's shared library; None where it has none
     shm_free_bytes: int | None  # free shared memory; None without /dev/shm
+    open_files: int  # that a process may have at most, once it has raised its limit
 
     @property
     def server(self) -> Path:
@@ -91,7 +97,20 @@ def machine_here() -> ServingMachine:
         wheel=next((path for path in places if (path / "tritonserver" / "bin" / "tritonserver").is_file()), None),
         libpython=libpython_folder(python, [*filter(None, own), *_LIBRARY_FOLDERS]),
         shm_free_bytes=shutil.disk_usage(SHM).free if SHM.is_dir() else None,
+        open_files=_most_open_files(),
     )
+
+
+def _most_open_files() -> int:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return sys.maxsize if most == resource.RLIM_INFINITY else most
+
+
+def allow_open_files() -> None:
+    """Raises this process's limit of open files, and so that of its children, where it is below what servers need."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != resource.RLIM_INFINITY and now < OPEN_FILES_FLOOR:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(_most_open_files(), OPEN_FILES_RAISED), most))
 
 
 def check_machine(machine: ServingMachine, *, shm_needed_bytes: int = 0) -> None:
@@ -121,6 +140,12 @@ def check_machine(machine: ServingMachine, *, shm_needed_bytes: int = 0) -> None
         # "input byte size mismatch", which does not tell the cause.
         got = f"numpy {machine.numpy_version}"
         raise ServingError(what, got=got, expected="numpy below 2", fix="pip install 'numpy<2'")
+    if machine.open_files < OPEN_FILES_FLOOR:
+        got, fix = (
+            f"at most {machine.open_files} open files",
+            "raise the limit: ulimit -n, or LimitNOFILE of a service",
+        )
+        raise ServingError(what, got=got, expected=f"at least {OPEN_FILES_FLOOR}", fix=fix)
     _check_interpreter(machine, what)
     free, needed_bytes = machine.shm_free_bytes, max(shm_needed_bytes, SHM_FLOOR_BYTES)
     if free is None or free < needed_bytes:
@@ -250,7 +275,7 @@ def command_from(
         *([] if options.config_name is None else [f"--model-config-name={options.config_name}"]),
         f"--http-restricted-api=model-repository:{CONTROL_HEADER}={control_key}",
         f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={control_key}",
-        f"--http-address={evhtp_host(options.host)}",
+        f"--http-address={evhtp_host(options.host_of('http'))}",
         f"--http-port={ports.http}",
         f"--grpc-address={bracketed(options.host)}",
         f"--grpc-port={ports.grpc}",

@@ -25,7 +25,10 @@ class ServeOptions:
     """Options of one embedded server."""
 
     repository: Path  # served from its place and never written to
-    host: str = "127.0.0.1"  # address that all three endpoints bind to
+    host: str = "127.0.0.1"  # address that the endpoints bind to
+    http_host: str | None = (
+        None  # that of HTTP, which a request of a few bytes can end the server by; None is `host`
+    )
     http_port: int = 8000  # 0 picks a free port, here and below
     grpc_port: int = 8001
     metrics_port: int = 8002
@@ -43,8 +46,10 @@ class ServeOptions:
     def __post_init__(self) -> None:
         faults = Faults("serve options")
         faults.check("repository", isinstance(self.repository, Path), f"got {self.repository!r}, expected a path")
-        good = isinstance(self.host, str) and _is_host(self.host)
-        faults.check("host", good, f"got {self.host!r}, expected an IP address or a host name")
+        for field in ("host", "http_host"):
+            host = getattr(self, field)
+            good = (isinstance(host, str) and _is_host(host)) or (field == "http_host" and host is None)
+            faults.check(field, good, f"got {host!r}, expected an IP address or a host name")
         taken: dict[int, str] = {}
         for field in (f"{endpoint}_port" for endpoint in FIELDS):
             port = getattr(self, field)
@@ -61,6 +66,10 @@ class ServeOptions:
         faults.integer("shm_bytes", self.shm_bytes, low=MIB, high=MOST_SIZE * MIB)
         faults.integer("bls_threads", self.bls_threads, low=1, high=1024)
         faults.close()
+
+    def host_of(self, endpoint: str) -> str:
+        """The address that the endpoint "http", "grpc" or "metrics" binds to."""
+        return self.host if endpoint != "http" or self.http_host is None else self.http_host
 
 
 def _is_host(host: str) -> bool:
@@ -90,7 +99,10 @@ def choose_ports(options: ServeOptions) -> Ports:
         ServingError: the address is not this machine's, or this user may not bind the port.
     """
     with ExitStack() as held:
-        found = {field: _hold(held, options.host, getattr(options, f"{field}_port"), field) for field in FIELDS}
+        found = {
+            field: _hold(held, options.host_of(field), getattr(options, f"{field}_port"), field)
+            for field in FIELDS
+        }
     return Ports(**found)
 
 

@@ -27,6 +27,7 @@ from orchestrator.serving.control import (
 from orchestrator.serving.machine import (
     SHM,
     ServingMachine,
+    allow_open_files,
     check_machine,
     command_from,
     environment_from,
@@ -97,17 +98,17 @@ class EmbeddedServer:
     @property
     def http_address(self) -> str:
         """host:port of the HTTP endpoint, for this machine."""
-        return self.address(self._host, "http")
+        return self._local_address("http")
 
     @property
     def grpc_address(self) -> str:
         """host:port of the gRPC endpoint, for this machine."""
-        return self.address(self._host, "grpc")
+        return self._local_address("grpc")
 
     @property
     def metrics_address(self) -> str:
         """host:port of the Prometheus endpoint, for this machine."""
-        return self.address(self._host, "metrics")
+        return self._local_address("metrics")
 
     @property
     def pid(self) -> int:
@@ -139,7 +140,7 @@ class EmbeddedServer:
     @property
     def control(self) -> RepositoryControl:
         """The server's repository API, which is closed to others."""
-        return RepositoryControl(host=self._host, port=self._known_ports.http, key=self._control_key)
+        return RepositoryControl(host=self._local_host("http"), port=self._known_ports.http, key=self._control_key)
 
     def start(self) -> None:
         """Starts the server and returns when every model is ready.
@@ -185,6 +186,7 @@ class EmbeddedServer:
         # Two instances per model, the number Triton gives CPU models that state none.
         check_machine(machine, shm_needed_bytes=2 * len(self._models) * self.options.shm_bytes)
         check_models(self._models, self.options.repository)
+        allow_open_files()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 self._child = self._spawn(machine)
@@ -318,9 +320,11 @@ class EmbeddedServer:
             folder = self._folder / "backends" if keep_log and self.options.log_path is None else self._folder
             shutil.rmtree(folder, ignore_errors=True)
 
-    @property
-    def _host(self) -> str:
-        return local_host(self.options.host)
+    def _local_host(self, endpoint: str) -> str:
+        return local_host(self.options.host_of(endpoint))
+
+    def _local_address(self, endpoint: str) -> str:
+        return self.address(self._local_host(endpoint), endpoint)
 
     @property
     def _status(self) -> int | None:

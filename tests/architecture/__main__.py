@@ -8,8 +8,8 @@ import sys
 from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
-MOST_MODULES = 230
-MOST_LINES = 47_000
+MOST_MODULES = 235
+MOST_LINES = 47_400
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:

@@ -197,6 +197,7 @@ def test_an_address_others_can_reach_is_named_with_a_warning(
     assert json.loads(said.out)["grpc"] == f"{reached}:2" if as_json else f"gRPC     {reached}:2" in said.out
     assert f"warning: bound to {host}, so anybody on the network may ask these models" in said.err
     assert "--host 127.0.0.1" in said.err
+    assert f"warning: HTTP is bound to {host}, and one malformed request over it ends" in said.err
 
 
 def test_what_serves_in_production_is_said_of_this_repository(tmp_path: Path) -> None:

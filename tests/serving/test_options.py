@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import PortInUseError, ServingError, SpecError
 from orchestrator.serving.options import (
+    FIELDS,
     ServeOptions,
     bracketed,
     choose_ports,
@@ -59,6 +60,18 @@ def test_a_host_is_an_address_or_a_name(host: str) -> None:
 def test_anything_else_is_no_host(host: object) -> None:
     with pytest.raises(SpecError, match="host"):
         options(host=host)
+
+
+def test_http_may_have_an_address_of_its_own() -> None:
+    assert [options(host="0.0.0.0").host_of(one) for one in FIELDS] == ["0.0.0.0"] * 3
+    apart = options(host="0.0.0.0", http_host="127.0.0.1")
+    assert {one: apart.host_of(one) for one in FIELDS} == {
+        "http": "127.0.0.1",
+        "grpc": "0.0.0.0",
+        "metrics": "0.0.0.0",
+    }
+    with pytest.raises(SpecError, match="http_host"):
+        options(http_host="a b")
 
 
 def test_every_fault_is_named_at_once() -> None:

@@ -317,6 +317,16 @@ def test_the_server_ends_when_we_are_killed_without_a_chance_to_stop_it(reposito
         time.sleep(0.1)
 
 
+def test_http_stays_on_its_own_address_while_grpc_serves_on_another(repository: Path) -> None:
+    with running_server(repository, host="127.0.0.2", http_host="127.0.0.1") as server:
+        assert server.http_address.startswith("127.0.0.1:")
+        assert server.grpc_address.startswith("127.0.0.2:")
+        assert ask(server.grpc_address, "double", 3.0) == 6.0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", int(server.http_address.rsplit(":", 1)[1])), timeout=5)
+        server.stop()
+
+
 def test_several_servers_run_side_by_side(repository: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         futures: list[Future[float]] = [pool.submit(serve_and_ask, repository) for _ in range(2)]
