@@ -107,7 +107,7 @@ def _most_open_files() -> int:
 
 
 def allow_open_files() -> None:
-    """Raises this process's limit of open files, and so that of its children, where it is below what servers need."""
+    """Raises this process's limit of open files, and its children's, where it is below what a server needs."""
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if now != resource.RLIM_INFINITY and now < OPEN_FILES_FLOOR:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(_most_open_files(), OPEN_FILES_RAISED), most))

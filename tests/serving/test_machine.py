@@ -2,6 +2,7 @@ import dataclasses
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
