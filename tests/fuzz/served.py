@@ -138,6 +138,8 @@ def is_bearable(data: bytes) -> bool:
         return all(math.prod(shape) <= _MOST_NUMBERS for shape in whole)
     except (ValueError, TypeError, AttributeError):
         return True
+    except OverflowError:
+        return False
 
 
 def _http_documents(corpus: list[bytes]) -> st.SearchStrategy[bytes]:
