@@ -208,7 +208,7 @@ class DrainMark:
 
 def draining_text(model: str, pending: int) -> str:
     """What a cascade that drains tells a client."""
-    return f"cascade {model} {DRAINING}{pending}; ask another server, or this one when it is back"
+    return f"cascade {model} {DRAINING}{pending}; try again with another server, or with this one when it is back"
 
 
 def mark(servers: Iterable[int], models: Iterable[str]) -> None:

@@ -47,6 +47,8 @@ from orchestrator.spec.held_requests import HELD_REQUESTS
 _POLL_S = 0.05
 # Time for Triton to end once nothing is in flight; after it, Triton waits for idle connections only.
 _EXIT_S = 2.0
+# Time for the last answers of drained models to leave Triton.
+_SENT_S = 0.5
 # Exit statuses of Triton 24.10 when it starts many Python models at once and fails over a lock (`lock_exception`).
 _CRASHES = (-signal.SIGABRT, -signal.SIGSEGV)
 _ATTEMPTS = 2
@@ -225,10 +227,14 @@ class EmbeddedServer:
                     deadline_s=deadline_s,
                 )
             self._progress("stopping Triton")
-            self._child.terminate()
-            while not drained and time.monotonic() < deadline_s and not self._child.wait(_POLL_S):
-                drained = nothing_in_flight(self.log_path)
-            self._child.wait(_EXIT_S)
+            if drained and self._told_to_drain:
+                # SIGTERM would unload these cascades, and tell clients that still ask that there are none.
+                self._child.wait(_SENT_S)
+            else:
+                self._child.terminate()
+                while not drained and time.monotonic() < deadline_s and not self._child.wait(_POLL_S):
+                    drained = nothing_in_flight(self.log_path)
+                self._child.wait(_EXIT_S)
         finally:
             # Done even if a second Ctrl-C interrupts the wait.
             self._kill()

@@ -142,7 +142,7 @@ def test_while_it_stops_deferred_rows_are_answered_and_new_requests_are_told_to_
         # A request that came before the cascade looked would wait behind the late one.
         while DRAINING not in probe(url_of(server), "cascade", timeout_s=0.3)[1]:
             assert not late.done()
-        while not late.done():
+        while not stopping.done():
             try:
                 ask(server, 0)
             except InferenceServerException as error:
