@@ -292,10 +292,14 @@ class Runtime(RuleBasedStateMachine):
 
     def _check_error(self, request: Asked, error: TritonError) -> None:
         given, bad = request.parameters_given, self.members.was_bad
+        # A batch waits for room in a full table as long as the shortest of its deadlines lets it.
+        is_full = "max_deferred_rows" in error.message() and any(
+            "deadline_us" in one.parameters_given for one in self.asked
+        )
         reasons = {
             TritonError.INVALID_ARG: given.get("gear") == 99,
             TritonError.CANCELLED: request.cancelled,
-            TritonError.UNAVAILABLE: bad or "deadline_us" in given,
+            TritonError.UNAVAILABLE: bad or "deadline_us" in given or is_full,
             TritonError.INTERNAL: ODD in bad,
         }
         assert reasons[error.code()], f"{error.code()} {error.message()} without a reason"
