@@ -20,7 +20,7 @@ from orchestrator.bls.door import Door
 from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.member_watch import NOT_LOOKED, MemberWatch
 from orchestrator.bls.metrics import Counters, MetricsFlusher
-from orchestrator.bls.pieces import MemberOutputs
+from orchestrator.bls.pieces import EVERY_ROW, MemberOutputs
 from orchestrator.bls.requests import (
     HOPELESS,
     INTERNAL,
@@ -354,9 +354,12 @@ class Stage0:
         """Hands the requests that do not leave now to the table; returns replies to those decided by then."""
         unsure = [one for one, is_sure in zip(batch, leaves, strict=True) if not is_sure]
         later: Sequence[Sequence[Rows]] = outputs.later
+        errors = outputs.errors
         if len(unsure) < len(batch):
             pick = np.flatnonzero(np.repeat(~np.array(leaves), [one.count for one in batch]))
             rows, result, later = rows[pick], result[pick], [[said[pick] for said in part] for part in later]
+            now_at = {EVERY_ROW: EVERY_ROW, **{row: at for at, row in enumerate(pick.tolist() if errors else ())}}
+            errors = {(member, now_at[row]): text for (member, row), text in errors.items() if row in now_at}
         policies = [one.policy for one in unsure]
         is_plain = all(policy is DEFAULT for policy in policies)
         arrivals = (plain_arrivals if is_plain else partial(arrivals_from_policies, policies=policies))(
@@ -367,7 +370,7 @@ class Stage0:
             gear=gear,
         )
         return self.scheduler.admit(
-            unsure, arrivals, rows=rows, result=result, later=later, errors=outputs.errors, cost=outputs.cost
+            unsure, arrivals, rows=rows, result=result, later=later, errors=errors, cost=outputs.cost
         )
 
 

@@ -1,5 +1,6 @@
 """A full table of deferred rows: batches wait a moment, then sure requests are answered and others refused."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -11,8 +12,20 @@ import pytest
 
 from orchestrator.bls import door as door_module
 from orchestrator.spec import Limits
-from orchestrator.spec.answer import DEADLINE
-from tests.bls.fixtures import EASY, HARD, ask_all, asking, eventually, large, loaded, two_stages, usual, wait_for
+from orchestrator.spec.answer import DEADLINE, DEGRADED
+from tests.bls.fixtures import (
+    EASY,
+    HARD,
+    ask_all,
+    asking,
+    eventually,
+    large,
+    loaded,
+    small,
+    two_stages,
+    usual,
+    wait_for,
+)
 from tests.fakes.triton import Request, TritonError
 
 SPEC = two_stages(limits=Limits(max_batch_size=64, max_deferred_rows=16))
@@ -127,3 +140,28 @@ def test_the_log_says_it_once_in_a_while_however_often_the_table_is_full(
             ask_all(model, [asking(EASY)])
     assert len([line for line in fake.log if "table of deferred rows" in line]) == 2
     assert fake.total("committee_table_full_rows_total") == 3
+
+
+def test_where_stage_0_fails_a_part_of_a_batch_enters_with_its_own_failures(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door_module, "MOST_WAIT_S", 0.05)
+    stages = (dataclasses.replace(SPEC.stages[0], on_failure="answer"), SPEC.stages[1])
+
+    def moody(rows: np.ndarray) -> np.ndarray:
+        if (rows[:, 0] == -1).any():
+            raise RuntimeError("it cannot take that row")
+        return small(rows)
+
+    bad = np.where(np.arange(len(HARD)) == 0, -1, HARD).astype(np.float32)
+    members = usual(small=moody, large=gated(gate))
+    with loaded(tmp_path, members, dataclasses.replace(SPEC, stages=stages)) as model:
+        first = filled(model, rows=14)
+        requests = [asking(*[HARD] * 5), asking(bad), asking(HARD)]
+        listed = model.execute(requests)
+        gate.set()
+        many, degraded, fine = map(wait_for, requests, listed or [None] * 3)
+        assert not wait_for(first, None).has_error()
+    assert many.error().code() == TritonError.UNAVAILABLE
+    assert (degraded.column("status")[0, 0], degraded.column("exit_stage")[0, 0]) == (DEGRADED, 1)
+    assert (fine.column("status")[0, 0], fine.column("exit_stage")[0, 0]) == (0, 1)
