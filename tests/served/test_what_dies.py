@@ -4,9 +4,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
+from orchestrator.serving.machine import SHM
 from perf.harness.product import ServedProduct
 from tests.serving.models import add_onnx, add_python, scale_model
 from tests.serving.test_process import ONE_IN_ONE_OUT, ask
@@ -71,3 +74,20 @@ def test_a_server_that_is_killed_is_started_again_at_the_same_address_with_its_l
     )
     assert product.log.with_name(f"{product.log.name}.1").is_file()
     assert "Triton is" not in product.log.read_text()
+
+
+@pytest.mark.slow
+def test_what_a_killed_server_left_in_shared_memory_is_gone_at_the_next_start(tmp_path: Path) -> None:
+    # Slow: two servers of its own start.
+    add_python(tmp_path / "models", "square", SQUARE, config=ONE_IN_ONE_OUT)
+    with ServedProduct(tmp_path / "models", tmp_path) as killed:
+        prefix = next(one.shm for one in killed.processes if one.shm is not None).rsplit("_", 1)[0]
+        assert list(SHM.glob(f"{prefix}_*"))
+        server = killed.server_pid
+        assert server is not None
+        os.kill(psutil.Process(server).ppid(), signal.SIGKILL)
+        os.killpg(server, signal.SIGKILL)
+        eventually(lambda: not psutil.pid_exists(server))
+        assert list(SHM.glob(f"{prefix}_*"))
+    with ServedProduct(tmp_path / "models", tmp_path):
+        assert not list(SHM.glob(f"{prefix}_*"))
