@@ -118,6 +118,17 @@ def test_a_deadline_is_not_spent_waiting_for_room(tmp_path: Path, gate: threadin
         assert answer.column("status")[0, 0] != DEADLINE
 
 
+def test_a_near_deadline_has_no_neighbour_refused(tmp_path: Path, gate: threading.Event) -> None:
+    with loaded(tmp_path, usual(large=gated(gate)), SPEC) as model:
+        filled(model)
+        threading.Timer(0.2, gate.set).start()
+        # The last stage works through the table while the batch waits, which the near deadline does not cut short.
+        hurried, patient = ask_all(model, [asking(EASY, deadline_us=1_000), asking(HARD)])
+        assert not patient.has_error()
+        assert patient.column("exit_stage")[0, 0] == 1
+        assert hurried.has_error() or hurried.column("exit_stage")[0, 0] == 0
+
+
 def test_the_log_says_it_once_in_a_while_however_often_the_table_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
