@@ -38,8 +38,8 @@ class Door:
         """Whether the table can take the rows of a batch, which waits for that as long as it may."""
         begun_s = self._shut_s if self.is_shut else time.monotonic()
         wait_s = begun_s + MOST_WAIT_S - time.monotonic()
-        deadlines_ns = [one.deadline_ns for one in batch]
-        if None not in deadlines_ns:
+        deadlines_ns = [one.deadline_ns for one in batch if one.deadline_ns is not None]
+        if len(deadlines_ns) == len(batch):
             # Stage 0 needs time, too. The latest deadline counts: one near deadline must not have its neighbours
             # refused, and is missed by no more than this wait.
             wait_s = min(wait_s, (max(deadlines_ns) - time.monotonic_ns()) / 2e9)

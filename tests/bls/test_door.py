@@ -116,6 +116,7 @@ def test_a_deadline_is_not_spent_waiting_for_room(tmp_path: Path, gate: threadin
         (answer,) = ask_all(model, [asking(EASY, deadline_us=600_000)])
         assert answer.column("status")[:, 0].tolist() == [0]
         assert answer.column("status")[0, 0] != DEADLINE
+        gate.set()
 
 
 def test_a_near_deadline_has_no_neighbour_refused(tmp_path: Path, gate: threading.Event) -> None:
