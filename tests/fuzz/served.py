@@ -107,6 +107,8 @@ class Target:
             raise ServerFaultFound(f"a good row is answered by {code} {text[:200]}")
 
     def _post(self, body: bytes, length: bytes) -> tuple[int, str]:
+        # The client itself refuses line ends in a header.
+        length = length.translate(None, b"\r\n\0")
         headers = {LENGTH: length.decode("latin-1")} if length else {}
         with contextlib.closing(
             http.client.HTTPConnection(self.server.http_address, timeout=_LIMIT_S)
