@@ -2,7 +2,7 @@
 
 Nothing can stop an `exec`. One that takes longer than `limits.member_timeout_ms` is given up: its stage goes on
 without that member, and whatever it says later is ignored. Its thread is lost until it returns, and so is one of
-the server's own, which has 32 for a cascade; therefore `Breakers` counts such calls and leaves the member alone.
+the server's own, of which a cascade has 64; therefore `Breakers` counts such calls and leaves the member alone.
 """
 
 import math
@@ -41,10 +41,6 @@ from orchestrator.spec.triton import ANY_VERSION
 Rows = npt.NDArray[Any]
 # Kinds of numpy dtypes that hold scores.
 _NUMBERS = "fiub"
-# So long after several requests came at once, or after a call was given up, helpers make the calls of stage 0, ...
-GUARD_S = 60.0
-# ... and for so many calls from the start.
-GUARDED_CALLS = 100
 # The server's messages for a model that is not there, or takes no request now. Before 25.04 all have the code
 # INTERNAL, as a model's own errors do, so that only the words tell them apart.
 _NOT_THERE = ("Request for unknown model", "has no available versions", "Stub process")
@@ -187,7 +183,6 @@ class MemberCalls:
         covered = () if self.spec.fused_prefix is None else self.spec.stages[: self.spec.fused_prefix.stages]
         self._prefix_outputs = [member.name for stage in covered for member in stage.members]
         self._lock = threading.Lock()  # guards what becomes of calls
-        self._guard_until_s, self._calls0 = 0.0, 0  # calls of stage 0 are made by helpers until then
         self._limit_s = self.spec.limits.member_timeout_ms / 1000
         # Stage 0 and the workers of every later stage may fan out at the same time.
         self._helpers = Helpers(1 + 4 * max(len(stage.members) - 1 for stage in self.spec.stages))
@@ -251,8 +246,6 @@ class MemberCalls:
             if call.is_finished or not call.is_asked or not missing:
                 return None
             call.is_given_up = True
-            if call.stage == 0:
-                self._guard_until_s = time.monotonic() + GUARD_S
             for place in missing:
                 # Whoever waits at the gate for the lost call would be lost, too.
                 gate, self._gates[place] = self._gates[place], Gate()
@@ -264,30 +257,21 @@ class MemberCalls:
             call.ready.release()
         return self._outputs_of(call)
 
-    def ask_stage0(
-        self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None, is_alone: bool = False
-    ) -> MemberOutputs:
+    def ask_stage0(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> MemberOutputs:
         """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked.
 
-        The caller is the server's one thread for requests, and must come back. A helper that makes the call for it
-        costs some 15 us, which a lone request would feel, and nobody waits behind one. So the thread makes the
-        call itself for a request that `is_alone` in its batch, where all of late were, no call was given up, and
-        the first calls came back.
+        The caller is the server's one thread for requests, and must come back. So helpers make the calls for it,
+        which costs some 15 us: a call that hangs in the thread itself would stop the cascade for good.
         """
-        now_s = time.monotonic()
-        if not is_alone:
-            self._guard_until_s = now_s + GUARD_S
-        self._calls0 += 1
-        timeout_s = self._limit_s if now_s < self._guard_until_s or self._calls0 <= GUARDED_CALLS else None
         prefix = self.spec.fused_prefix
         if prefix is not None and self.may_ask_prefix() and self._breakers.is_closed(self._breakers.prefix):
             ask = partial(self._ask_prefix, prefix, rows, tensor)
-            said = ask() if timeout_s is None else self._in_time(self._breakers.prefix, rows, ask)
+            said = self._in_time(self._breakers.prefix, rows, ask)
             if said is not None:
                 self.metrics.asked(len(rows), 0)
                 first, *later = [[said[place] for place in places] for places in self._places[: prefix.stages]]
                 return MemberOutputs(list(first), {}, later)
-        outputs = self.ask(StageCall(0, rows), tensor, owners=owners, timeout_s=timeout_s)
+        outputs = self.ask(StageCall(0, rows), tensor, owners=owners, timeout_s=self._limit_s)
         assert outputs is not None, "nobody else gives this call up"
         return outputs
 
@@ -334,7 +318,6 @@ class MemberCalls:
             given_up.append(True)
             self._prefix_gate.retire()
             self._prefix_gate = Gate()
-            self._guard_until_s = time.monotonic() + GUARD_S
             self._breakers.give_up(place, rows)
             return None
 

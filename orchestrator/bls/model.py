@@ -256,7 +256,6 @@ class Stage0:
             rows,
             tensor,
             owners=lambda: np.repeat([one.token for one in batch], [one.count for one in batch]),
-            is_alone=len(batch) == 1,
         )
         self._admission.batch_finished(time.monotonic_ns(), asked_ns=start_ns)
         result = self._fast_path.stage0(len(rows), outputs.outputs)

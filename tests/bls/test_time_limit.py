@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from orchestrator.bls import breaker as breaker_module
-from orchestrator.bls import member_calls as calls_module
 from orchestrator.bls import scheduler as scheduler_module
 from orchestrator.bls.model import CascadeModel
 from orchestrator.spec import CascadeSpec, FusedPrefix, Limits, Member, Stage
@@ -301,38 +300,14 @@ def test_a_hung_fused_prefix_is_given_up_and_the_members_are_asked(tmp_path: Pat
         eventually(lambda: counted(model, fake, "committee_calls_out") == 0)
 
 
-def test_the_servers_thread_asks_itself_where_nobody_can_be_waiting_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(calls_module, "GUARDED_CALLS", 3)
-    by: list[bool] = []
-
-    def member(rows: np.ndarray) -> np.ndarray:
-        by.append(threading.current_thread() is threading.main_thread())
-        return small(rows)
-
-    with loaded(tmp_path, usual(small=member), limited()) as model:
-        for _ in range(5):
-            ask_all(model, [asking(EASY)])
-        assert by == [False] * 3 + [True] * 2
-        ask_all(model, [asking(EASY), asking(EASY)])
-        ask_all(model, [asking(EASY)])
-        assert by[5:] == [False] * 2, "others may come again"
-        monkeypatch.setattr(calls_module, "GUARD_S", 0.0)
-        model._calls._guard_until_s = 0.0
-        ask_all(model, [asking(EASY)])
-        assert by[-1]
-
-
-def test_a_lone_request_at_a_hung_stage_0_is_answered_though_the_thread_is_not_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(calls_module, "GUARDED_CALLS", 0)
+def test_a_first_member_that_hangs_after_many_lone_requests_stops_nobody_for_good(tmp_path: Path) -> None:
     hanging = Hanging(small)
-    with loaded(tmp_path, usual(small=hanging), limited()) as model:
-        request = asking(marked(EASY))
-        threading.Thread(target=model.execute, args=([request],), daemon=True).start()
-        assert "the limit of all stages" in text_of(wait_for(request, None))
+    with loaded(tmp_path, fake := usual(small=hanging), limited()) as model:
+        for _ in range(120):
+            assert not ask_all(model, [asking(EASY)])[0].has_error()
+        lost, *behind = executed(model, *([asking(row)] for row in (marked(EASY), EASY, HARD)))
+        assert text_of(lost) == f"stage 0 member small: no answer within {LIMIT_MS} ms; try again"
+        assert not any(one.has_error() for one in behind)
+        assert counted(model, fake, "committee_calls_given_up_total", stage="0", member="small") == 1
         hanging.gate.set()
-        eventually(lambda: not model._pending)
-        assert not executed(model, [asking(EASY)])[0].has_error()
+        eventually(lambda: counted(model, fake, "committee_calls_out") == 0)

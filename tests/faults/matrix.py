@@ -85,6 +85,11 @@ ROWS = (
         inject=do.frozen(OBEDIENT), errors=GONE, hold_s=3, restarts=True,
     ),
     FaultRow(
+        name="first_member_frozen",
+        says="the first member's process is stopped (SIGSTOP) for 3 s and continued",
+        inject=do.frozen(FIRST), errors=GONE, hold_s=3, restarts=True,
+    ),
+    FaultRow(
         name="member_replaced",
         says="a later member's file is replaced by another model's for 6 s",
         inject=do.file_replaced, hold_s=6, errors=UNLOADED,
