@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from orchestrator.errors import DiskError
 
@@ -84,6 +85,20 @@ def _finished_name(name: str) -> str:
 def irregular_kind(path: Path) -> str | None:
     """What kind of thing a path names, None for a regular file; opening a pipe or a device may block for ever."""
     return _IRREGULAR.get(stat.S_IFMT(path.stat().st_mode))
+
+
+def open_own(path: Path) -> BinaryIO:
+    """Opens a regular file of this user's for reading, in a folder where others may put links and pipes.
+
+    Raises:
+        OSError: there is none, or what has its name is a link, no regular file or somebody else's.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    facts = os.fstat(number)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.getuid():
+        os.close(number)
+        raise PermissionError(errno.EPERM, "no regular file of this user", str(path))
+    return os.fdopen(number, "rb")
 
 
 def nearest_existing(path: Path) -> Path:

@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import sys
 import threading
 import time
@@ -212,12 +213,22 @@ def draining_text(model: str, pending: int) -> str:
 
 
 def mark(servers: Iterable[int], models: Iterable[str]) -> None:
-    """Tells cascades of servers to drain."""
+    """Tells cascades of servers to drain.
+
+    Raises:
+        OSError: a server has ended, or somebody else's file has the name of the mark.
+    """
     for server in servers:
         path = mark_of(server)
-        new = path.with_name(f"{path.name}.new")
-        new.write_text(" ".join([_start_of(server), *models]))
-        new.replace(path)
+        # Under a name that nobody can know before: anybody may put links there.
+        new = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+        try:
+            with new.open("x") as file:
+                file.write(" ".join([_start_of(server), *models]))
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
 
 def wait_until_drained(url: str, repository: Path, models: Iterable[str], *, until_s: float) -> list[str]:
@@ -309,7 +320,10 @@ def drain(url: str, repository: Path, *, timeout_s: float) -> list[str]:
     for name in cascades_in(repository):
         # One after another: a cascade that refuses would fail the rows of one that asks it.
         told.append(name)
-        mark(servers, told)
+        try:
+            mark(servers, told)
+        except OSError:
+            left.append(name)
         left += wait_until_drained(url, repository, [name], until_s=until_s)
     return left
 

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from orchestrator.files import open_own
 from orchestrator.serving.machine import SHM, WORK_FOLDER
 
 _OWNER = "owner"
@@ -31,7 +32,7 @@ class SharedMemoryClaim:
         self.file_number = os.open(self._owner, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         # Shared, so that it is the same for a cleaner whether this line has run: it asks for the lock alone.
         fcntl.flock(self.file_number, fcntl.LOCK_SH)
-        os.write(self.file_number, str(folder).encode())
+        os.write(self.file_number, os.fsencode(folder))
 
     def release(self) -> None:
         """Removes everything with the prefix; the processes that used it have ended."""
@@ -50,11 +51,9 @@ def remove_ownerless() -> int:
     freed = 0
     for owner in SHM.glob(f"committee_*_{_OWNER}"):
         # Somebody else may be at it, and a file without its folder's name is a claim that is being made.
-        with contextlib.suppress(OSError), owner.open("rb") as file:
-            if os.fstat(file.fileno()).st_uid != os.getuid():
-                continue
+        with contextlib.suppress(OSError), open_own(owner) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if folder := file.read().decode():
+            if folder := os.fsdecode(file.read()):
                 freed += _remove(owner.name.removesuffix(_OWNER))
                 _remove_work_folder(Path(folder))
     return freed
@@ -65,7 +64,7 @@ def _remove(prefix: str) -> int:
     # The file with the lock goes last, so that a cleaner that is ended itself leaves the rest to the next.
     for path in sorted(SHM.glob(f"{prefix}*"), key=lambda path: path.name.endswith(_OWNER)):
         with contextlib.suppress(OSError):
-            freed += 512 * path.stat().st_blocks
+            freed += 512 * path.lstat().st_blocks
             path.unlink()
     return freed
 

@@ -71,3 +71,20 @@ def test_a_folder_that_is_no_work_folder_is_left_alone(tmp_path: Path) -> None:
     remove_ownerless()
     assert not owner.exists()
     assert tmp_path.exists()
+
+
+def test_pipes_and_links_of_others_neither_hold_the_cleaner_up_nor_are_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text(str(tmp_path))
+    pipe, link = (SHM / f"committee_{os.getpid()}_{kind}_owner" for kind in ("pipe", "link"))
+    os.mkfifo(pipe)
+    link.symlink_to(victim)
+    try:
+        # In a process of its own, which ends the test where it hangs.
+        words = "from orchestrator.serving.shared_memory import remove_ownerless; remove_ownerless()"
+        subprocess.run([sys.executable, "-c", words], timeout=20, check=True)
+        assert pipe.is_fifo()
+        assert link.is_symlink()
+    finally:
+        pipe.unlink()
+        link.unlink()
