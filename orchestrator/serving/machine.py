@@ -37,6 +37,8 @@ BACKENDS = Path(__file__).parent / "backends"
 # for a header whose value only this process and its child know. Users of the same machine can read it in the
 # process list: Triton takes it on the command line only.
 CONTROL_HEADER = "committee-control"
+# That API, and those by which anybody could silence the log or fill the disk with it.
+_CONTROL_APIS = "model-repository,logging,trace"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_@%+=:,./-]")  # characters that may have a meaning to a shell
 # Triton logs these on every machine without a GPU, and they are never the reason of a failure.
 _HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
@@ -255,7 +257,7 @@ def command_from(
     """The server's command line.
 
     Model control is "explicit" with every model loaded at start, which stopping needs (see control.py). Others are
-    refused loading and unloading, as in mode "none".
+    refused loading and unloading, as in mode "none", and settings of the log and of traces.
     """
     python = {
         "shm-default-byte-size": options.shm_bytes,
@@ -273,8 +275,8 @@ def command_from(
         # and on 24.10 only a good load of that very version ends this. Models say for themselves if they are.
         "--strict-readiness=false",
         *([] if options.config_name is None else [f"--model-config-name={options.config_name}"]),
-        f"--http-restricted-api=model-repository:{CONTROL_HEADER}={control_key}",
-        f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={control_key}",
+        f"--http-restricted-api={_CONTROL_APIS}:{CONTROL_HEADER}={control_key}",
+        f"--grpc-restricted-protocol={_CONTROL_APIS}:{CONTROL_HEADER}={control_key}",
         f"--http-address={evhtp_host(options.host_of('http'))}",
         f"--http-port={ports.http}",
         f"--grpc-address={bracketed(options.host)}",

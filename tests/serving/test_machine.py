@@ -219,8 +219,8 @@ def test_the_command_binds_every_endpoint_to_the_host_and_restricts_model_contro
     words = """
         --http-address=127.0.0.1 --grpc-address=127.0.0.1 --metrics-address=127.0.0.1
         --http-port=1 --grpc-port=2 --metrics-port=3 --exit-timeout-secs=3
-        --http-restricted-api=model-repository:committee-control=secret
-        --grpc-restricted-protocol=model-repository:committee-control=secret
+        --http-restricted-api=model-repository,logging,trace:committee-control=secret
+        --grpc-restricted-protocol=model-repository,logging,trace:committee-control=secret
         --backend-config=python,shm-default-byte-size=8388608
         --backend-config=python,shm-region-prefix-name=mine_
     """

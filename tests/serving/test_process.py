@@ -191,13 +191,22 @@ def test_stopping_twice_or_before_starting_is_harmless(repository: Path) -> None
     in_the_way.rmdir()
 
 
-def test_nobody_else_may_load_or_unload_models(repository: Path) -> None:
+def test_nobody_else_may_load_or_unload_models_or_change_what_is_logged(repository: Path) -> None:
     with running_server(repository) as server:
         with grpcclient.InferenceServerClient(server.grpc_address) as client:
             with pytest.raises(InferenceServerException, match="restricted"):
                 client.unload_model("double")
             with pytest.raises(InferenceServerException, match="restricted"):
                 client.load_model("double", config="{}", files={"file:1/model.py": b"import os"})
+            with pytest.raises(InferenceServerException, match="restricted"):
+                client.update_log_settings({"log_error": False})
+            with pytest.raises(InferenceServerException, match="restricted"):
+                client.update_trace_settings(settings={"trace_rate": "1"})
+        for path in ("logging", "trace/setting", "models/double/trace/setting"):
+            connection = http.client.HTTPConnection(server.http_address, timeout=5)
+            connection.request("POST", f"/v2/{path}", body="{}")
+            assert connection.getresponse().status == 403
+            connection.close()
         assert ask(server.grpc_address, "double", 1.0) == 2.0
 
 
