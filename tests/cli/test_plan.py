@@ -252,7 +252,7 @@ def test_options_that_cannot_be_are_one_line(
     [
         ({"labels": None}, "no labels"),
         ({"meta": {"members": {"b": {"random_weights": True}}}}, "members with random weights, b"),
-        ({"meta": {"members": [1]}}, "members are no objects"),
+        ({"meta": {"members": [1]}}, "meta with other kinds of members: got [1]"),
     ],
 )
 def test_records_that_cannot_be_planned_with_are_one_line(

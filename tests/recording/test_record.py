@@ -336,7 +336,8 @@ def test_records_in_memory_are_those_of_the_file(recording: Recording) -> None:
     data = npz(recording.folder / "d.npz", images=rows_of(700), labels=np.arange(700) % 3)
     recording.record(data)
     held, stored = records_of(recording.repository, ["a", "b"], str(data)), recording.records()
-    assert held.meta == stored.meta
+    # Null is as good as missing, and left out where a file is read.
+    assert {key: value for key, value in held.meta.items() if value is not None} == stored.meta
     for name in ("a", "b"):
         np.testing.assert_array_equal(held.outputs[name], stored.outputs[name])
 
