@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.errors import PlatformError, ServingError
-from orchestrator.serving.options import MIB, Ports, ServeOptions, bracketed, evhtp_host
+from orchestrator.serving.options import MIB, Ports, ServeOptions, bracketed, evhtp_host, numeric_host
 
 GLIBC_FLOOR = (2, 35)
 SHM_FLOOR_BYTES = 64 * MIB  # what docker gives a container; with less, hardly any model runs
@@ -265,6 +265,8 @@ def command_from(
         "thread-pool-size": options.bls_threads,
         "shm-region-prefix-name": shm_prefix,
     }
+    # Triton takes addresses: of a name, HTTP and metrics make the address of the whole network.
+    host = numeric_host(options.host)
     return [
         str(machine.server / "bin" / "tritonserver"),
         f"--model-repository={repository}",
@@ -277,11 +279,11 @@ def command_from(
         *([] if options.config_name is None else [f"--model-config-name={options.config_name}"]),
         f"--http-restricted-api={_CONTROL_APIS}:{CONTROL_HEADER}={control_key}",
         f"--grpc-restricted-protocol={_CONTROL_APIS}:{CONTROL_HEADER}={control_key}",
-        f"--http-address={evhtp_host(options.host_of('http'))}",
+        f"--http-address={evhtp_host(numeric_host(options.host_of('http')))}",
         f"--http-port={ports.http}",
-        f"--grpc-address={bracketed(options.host)}",
+        f"--grpc-address={bracketed(host)}",
         f"--grpc-port={ports.grpc}",
-        f"--metrics-address={evhtp_host(options.host)}",
+        f"--metrics-address={evhtp_host(host)}",
         f"--metrics-port={ports.metrics}",
         f"--exit-timeout-secs={math.ceil(options.stop_timeout_s)}",
         f"--log-verbose={options.log_verbose}",

@@ -107,12 +107,13 @@ def choose_ports(options: ServeOptions) -> Ports:
 
 
 def _hold(held: ExitStack, host: str, port: int, field: str) -> int:
-    probe = held.enter_context(socket.socket(family_of(host), socket.SOCK_STREAM))
+    address = numeric_host(host)
+    probe = held.enter_context(socket.socket(family_of(address), socket.SOCK_STREAM))
     # The server sets it as well: a port whose last connections are still in TIME_WAIT is free.
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     for candidate in [port] if port else random.sample(_FREE, 100):
         try:
-            probe.bind((host, candidate))
+            probe.bind((address, candidate))
             probe.listen(1)
             return candidate
         except OSError as error:
@@ -138,6 +139,15 @@ def family_of(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
+def numeric_host(host: str) -> str:
+    """The address of a host, IPv4 where it has one; the name itself where nobody knows it."""
+    if _address(host) is None:
+        with suppress(OSError, UnicodeError):
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            return str(min(found, key=lambda one: one[0] != socket.AF_INET)[4][0])
+    return host
+
+
 def is_wildcard(host: str) -> bool:
     """Whether a host means every address of this machine, as 0.0.0.0 and :: do."""
     address = _address(host)
@@ -146,10 +156,7 @@ def is_wildcard(host: str) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can connect to a host."""
-    address = _address(host)
-    if address is None:
-        with suppress(OSError):
-            address = _address(socket.gethostbyname(host))
+    address = _address(numeric_host(host))
     return address is not None and address.is_loopback
 
 

@@ -215,6 +215,13 @@ def test_the_command_writes_ipv6_addresses_as_each_endpoint_reads_them(machine: 
     assert wanted <= set(command(machine, host=host))
 
 
+def test_the_command_has_addresses_for_names(machine: ServingMachine) -> None:
+    wanted = {"--http-address=127.0.0.1", "--grpc-address=[::]", "--metrics-address=ipv6:::"}
+    assert wanted <= set(command(machine, host="::", http_host="localhost"))
+    names = {f"--{endpoint}-address=127.0.0.1" for endpoint in ("http", "grpc", "metrics")}
+    assert names <= set(command(machine, host="localhost"))
+
+
 def test_the_command_binds_every_endpoint_to_the_host_and_restricts_model_control(machine: ServingMachine) -> None:
     words = """
         --http-address=127.0.0.1 --grpc-address=127.0.0.1 --metrics-address=127.0.0.1

@@ -19,6 +19,7 @@ from orchestrator.serving.options import (
     is_wildcard,
     local_host,
     network_host,
+    numeric_host,
 )
 
 PORTS = st.integers(1, 65535)
@@ -110,6 +111,19 @@ def test_others_are_told_an_address_of_this_machine(host: str) -> None:
     if not is_loopback(found):
         with socket.socket(family_of(found), socket.SOCK_DGRAM) as probe:
             probe.bind((found, 0))
+
+
+@pytest.mark.parametrize(("known", "wanted"), [(["::1"], "::1"), (["::1", "127.0.0.1"], "127.0.0.1"), ([], "box")])
+def test_a_name_becomes_its_address(known: list[str], wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        if not known:
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(family_of(one), socket.SOCK_STREAM, 6, "", (one, 0)) for one in known]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert numeric_host("box") == wanted
+    assert is_loopback("box") == bool(known)
+    assert [numeric_host(host) for host in ("::", "10.1.2.3")] == ["::", "10.1.2.3"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.1.2.3", "gpu-box.example.org", "fd00::7"])
