@@ -41,7 +41,7 @@ from export.parity import BATCHES, MIN_ROWS, answers_of, session_of, varied_rows
 from export.precision.overflow import processor_flags_of
 from export.proof import json_of, prove_against_installed, refresh_member
 from orchestrator.decision.combine import Combiner
-from orchestrator.errors import ExportError
+from orchestrator.errors import ExportError, repeated
 from orchestrator.graphs.editing import full_check, given_inputs, opset_of
 from orchestrator.spec import SCORES, CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
 from orchestrator.spec.answer import first_unlike
@@ -228,7 +228,7 @@ def _require_sense(fusion: Fusion) -> None:
     names = [member.name for member in fusion.members]
     if len(names) < 2:
         raise ExportError("fuse", got=", ".join(names) or "no member", expected="at least two members")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = repeated(names)
     if twice:
         raise ExportError("fuse", got=f"{', '.join(twice)} more than once", expected="each member once")
     if fusion.combine not in COMBINES:

@@ -6,7 +6,8 @@ subject, got, expected, next step.
 
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 E = TypeVar("E", bound="CommitteeError")
@@ -30,6 +31,11 @@ def first_few(values: Any) -> str:
     """The first few values of a sequence or an array, for an error."""
     shown = ", ".join(str(value) for value in values[:LISTED])
     return f"{shown}, ..." if len(values) > LISTED else shown
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Names that are there more than once, sorted; in linear time, since somebody else may have made the list."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def first_line(error: BaseException, *, most: int = 300) -> str:

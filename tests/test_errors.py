@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.errors import for_clients
+from orchestrator.errors import for_clients, repeated
 
 FRAME = 'File "/srv/models/a/1/model.py", line 3, in execute'
 
@@ -23,3 +23,20 @@ FRAME = 'File "/srv/models/a/1/model.py", line 3, in execute'
 )
 def test_clients_are_told_the_last_line_and_no_folder(text: str, told: str) -> None:
     assert for_clients(text) == told
+
+
+def test_repeated_names_are_found_with_few_comparisons() -> None:
+    compared = 0
+
+    class Name(str):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    names = [*(Name(number) for number in range(500)), Name("7"), Name("30"), Name("7")]
+    assert repeated(names) == ["30", "7"]
+    assert compared < 2 * len(names)
+    assert repeated([]) == []

@@ -26,7 +26,7 @@ from orchestrator.client.answers import ServedAnswers
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
-from orchestrator.errors import ClientError, DataError, RefusedError, TimeLimitError, UnknownModelError
+from orchestrator.errors import ClientError, DataError, RefusedError, TimeLimitError, UnknownModelError, repeated
 from orchestrator.files import replaced_file
 from orchestrator.progress import Advance, Progress, no_progress
 from orchestrator.repository.index import picture_reader
@@ -56,7 +56,7 @@ def check_kept(rows: StoredRows, output: Path) -> None:
     Raises DataError for two of one name, or a type that an archive of arrays has no room for.
     """
     names = [kept_as(name) for name in rows.kept_types]
-    twice = [name for name in names if names.count(name) > 1]
+    twice = repeated(names)
     if twice:
         raise DataError(f"{output}", got=f"two carried columns that would be {twice[0]}", expected="one of them")
     for name, kind in rows.kept_types.items():

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestrator.errors import SpecError, shown
+from orchestrator.errors import SpecError, repeated, shown
 from orchestrator.spec.documents import json_from_text, text_from_json, text_of_file
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 from orchestrator.spec.request import InputSpec, Preprocess, header_pattern_fault
@@ -330,7 +330,7 @@ class CascadeSpec:
             )
             faults.add("stages", text)
         names = [member.name for member in self.members]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = repeated(names)
         faults.check("stages", not twice, f"got {', '.join(twice)} more than once, expected each member once")
         faults.check("stages", self.name not in names, f"got {self.name} among its own members, a cycle")
         if self.score == "agreement" and len(self.stages) > 1 and len(self.stages[0].members) < 2:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import SpecError, first_few
+from orchestrator.errors import SpecError, first_few, repeated
 from orchestrator.files import irregular_kind
 
 # Far beyond a cascade with a million class names; a larger file is another file under that name.
@@ -104,7 +104,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = repeated(names)
         raise ValueError(f"got {first_few(twice)!a} twice in one object, expected every key once")
     return value
 
