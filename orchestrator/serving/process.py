@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.errors import PortInUseError, ServingError
-from orchestrator.probe import mark, mark_of, wait_until_drained
+from orchestrator.probe import STUB, mark, mark_of, wait_until_drained
 from orchestrator.serving.child import Child
 from orchestrator.serving.control import (
     ModelEntry,
@@ -85,6 +85,8 @@ class EmbeddedServer:
         self._control_key = secrets.token_hex(16)
         self._told_to_drain: list[str] = []
         self._claim: SharedMemoryClaim | None = None
+        # Whether a process has died with requests, which keep its model from ever being unloaded.
+        self.has_lost_requests = False
 
     def __enter__(self) -> "EmbeddedServer":
         self.start()
@@ -133,6 +135,13 @@ class EmbeddedServer:
         """What finds Python models' processes that have died since the server began to start."""
         assert self._stubs is not None, "set when it starts"
         return self._stubs
+
+    @property
+    def missing_file(self) -> Path | None:
+        """A file of the server's own that Triton needs later on, where somebody has removed it."""
+        assert self._folder is not None, "set when it starts"
+        stub = self._folder / "backends" / "python" / STUB
+        return None if stub.exists() else stub
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -240,10 +249,10 @@ class EmbeddedServer:
             self._kill()
             self._clean(keep_log=not drained)
 
-    def kill(self) -> None:
+    def kill(self, *, keep_log: bool = False) -> None:
         """Ends the server at once; requests in flight are lost."""
         self._kill()
-        self._clean(keep_log=False)
+        self._clean(keep_log=keep_log)
 
     def _drain_cascades(self, names: list[str], *, deadline_s: float) -> list[str]:
         try:

@@ -5,15 +5,12 @@ model is unloaded. Until then it is a zombie, which tells a process that died fr
 """
 
 import contextlib
-import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.probe import STUB
 
-# The last but one word of its command line: model, number of its instance group, number of the instance.
-_INSTANCE = re.compile(r"^(?P<model>.+)_\d+_\d+$")
 _PROC = Path("/proc")
 
 
@@ -31,8 +28,9 @@ def stub_from_command(pid: int, words: list[str]) -> Stub | None:
     """The process with this command line, None where it is no Python model's."""
     if len(words) < 3 or Path(words[0]).name != STUB:
         return None
-    found = _INSTANCE.match(words[-2])
-    return None if found is None else Stub(pid=pid, model=found["model"], instance=words[-2], shm=words[2])
+    # By its file, MODEL/VERSION/model.py, because people may name instances as they like.
+    version = next((folder for folder in Path(words[1]).parents if folder.name.isdigit()), None)
+    return None if version is None else Stub(pid=pid, model=version.parent.name, instance=words[-2], shm=words[2])
 
 
 def stubs_of(server: int) -> list[Stub]:
@@ -55,6 +53,11 @@ class DeadStubs:
         self._server = server
         self._known: dict[int, Stub] = {}
         self._zombies: set[int] = set()
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Process ids of those that were alive at the last look."""
+        return frozenset(self._known)
 
     def note(self) -> None:
         """Takes down which processes there are: a dead one does not tell its model."""

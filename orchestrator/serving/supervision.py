@@ -6,8 +6,8 @@ also have kept requests for later stages, which nobody answers any more. Then th
 clients' connections close, and started again.
 """
 
-import http.client
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from orchestrator.errors import CommitteeError, ServingError
 from orchestrator.serving.control import LOOK_S, CascadeWatch
 from orchestrator.serving.process import EmbeddedServer
+from orchestrator.serving.repairs import Repairs
 from orchestrator.serving.stubs import Stub
 from orchestrator.spec.held_requests import held_requests
 from orchestrator.spec.triton import EMBEDDED, IS_READY_SINCE
@@ -23,9 +24,8 @@ from orchestrator.spec.triton import EMBEDDED, IS_READY_SINCE
 MOST_RESTARTS, WITHIN_S = 5, 600.0
 # A server that ran for less is started again after a pause, which doubles from the first to the last.
 _STEADY_S, _FIRST_PAUSE_S, _LAST_PAUSE_S = 5.0, 1.0, 16.0
-# How often processes are looked at, and when a model that did not load is tried again.
-_STUB_LOOK_S, _RETRY_S = 0.1, 3.0
-_NO_ANSWER = (OSError, http.client.HTTPException, ServingError)
+_STUB_LOOK_S = 0.1  # how often processes are looked at
+_COMPARE_S = 2.0  # longest that repairs wait for a comparison of cascades
 
 
 class RestartLimit:
@@ -88,11 +88,11 @@ class Supervision:
             after = f" after {pause_s:g} s" if pause_s else ""
             number = f"restart {self._limit.count} of {MOST_RESTARTS} within {WITHIN_S / 60:g} minutes"
             self._tell(f"Triton is started again{after}: {why}; {number}")
-            self._server.kill()
+            self._server.kill(keep_log=True)
             time.sleep(pause_s)
             try:
                 self._server.restart()
-            except CommitteeError as error:
+            except (CommitteeError, OSError) as error:  # a folder that is missing, say
                 why = str(error)
                 began_s = now_s
                 continue
@@ -112,12 +112,12 @@ class _OneServer:
     def __init__(self, server: EmbeddedServer, *, restarts: bool, tell: Callable[[str], None]) -> None:
         self._server, self._restarts, self._tell = server, restarts, tell
         self._dead = server.stubs
+        self._repairs = Repairs(server, tell=tell)
         self._watch = CascadeWatch(server.options.repository, server.control, tell=tell)
         # From some release on the server asks the cascades themselves.
         self._watches_cascades = EMBEDDED < IS_READY_SINCE
         self._looked_s = 0.0
-        # Model that has to be loaded -> when, on the monotonic clock.
-        self._to_load: dict[str, float] = {}
+        self._look_at_cascades: threading.Thread | None = None
 
     def until_ended(self) -> str:
         """Watches until the server has ended, or has to be; returns why."""
@@ -128,18 +128,41 @@ class _OneServer:
 
     def _look(self) -> str | None:
         for stub, how in self._dead.look():
-            held = self._held_by(stub)
-            what = f"model {stub.model}: its process {stub.pid} ended with {how}"
-            if held and self._restarts:
-                return f"{what} and held {held}"
-            self._tell(f"{what}{f' and held {held}' if held else ''}; the model is loaded again")
-            self._to_load[stub.model] = 0.0
-        for name in [name for name, at_s in self._to_load.items() if at_s <= time.monotonic()]:
-            self._load(name)
-        if self._watches_cascades and time.monotonic() - self._looked_s >= LOOK_S:
-            self._watch.look()
-            self._looked_s = time.monotonic()
+            if why := self._deal_with(stub, f"model {stub.model}: its process {stub.pid} ended with {how}"):
+                return why
+        # One at a time: a model that is being loaded looks like one that is missing.
+        if not self._is_comparing():
+            self._repairs.look()
+        if self._restarts and (gone := self._server.missing_file):
+            return f"{gone} is gone, without which Triton starts no process of a Python model"
+        if self._watches_cascades and not self._repairs.is_busy and time.monotonic() - self._looked_s >= LOOK_S:
+            self._watch_cascades()
         return None
+
+    def _is_comparing(self) -> bool:
+        """Whether cascades are being compared; not where that hangs at a load."""
+        thread = self._look_at_cascades
+        return thread is not None and thread.is_alive() and time.monotonic() - self._looked_s < _COMPARE_S
+
+    def _deal_with(self, stub: Stub, what: str) -> str | None:
+        """Has the model of a process that has died loaded again; or says why the server has to be ended."""
+        held = self._held_by(stub)
+        held = f" and held {held}" if held else ""
+        hopeless = self._repairs.hopeless(stub)
+        if self._restarts and (held or hopeless):
+            return f"{what}{held}{f' {hopeless}' if hopeless else ''}"
+        self._tell(f"{what}{held}; the model is loaded again")
+        if held:
+            self._server.has_lost_requests = True
+        self._repairs.begin(stub.model)
+        return None
+
+    def _watch_cascades(self) -> None:
+        """Compares cascades with their plans in a thread, because it may load models, which may take for ever."""
+        if self._look_at_cascades is None or not self._look_at_cascades.is_alive():
+            self._looked_s = time.monotonic()
+            self._look_at_cascades = threading.Thread(target=self._watch.look, name="cascades", daemon=True)
+            self._look_at_cascades.start()
 
     def _held_by(self, stub: Stub) -> str:
         """How many requests died with a process; empty where there were none, or where they fail by themselves."""
@@ -147,19 +170,3 @@ class _OneServer:
             return ""
         number = held_requests(self._server.held_prefix, stub.pid)
         return f"{'an unknown number of' if number is None else number} requests" if number != 0 else ""
-
-    def _load(self, name: str) -> None:
-        began_s = time.monotonic()
-        is_new = not self._to_load[name]
-        try:
-            if not is_new and self._server.control.ready_versions().get(name):
-                del self._to_load[name]  # somebody else has loaded it
-                return
-            self._server.reload(name)
-        except _NO_ANSWER as error:
-            if is_new:
-                self._tell(f"model {name} is not loaded again yet: {error}; trying on every {_RETRY_S:g} s")
-            self._to_load[name] = time.monotonic() + _RETRY_S
-            return
-        del self._to_load[name]
-        self._tell(f"model {name} is loaded again after {time.monotonic() - began_s:.1f} s")
