@@ -9,6 +9,7 @@ import http.client
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from orchestrator.errors import ServingError
@@ -19,7 +20,9 @@ from orchestrator.serving.stubs import Stub
 MOST_REPAIRS = 5
 # When a model that did not load is tried again.
 _RETRY_S = 3.0
-NO_ANSWER = (OSError, http.client.HTTPException, ServingError)
+# Longest that a load goes on whose process has died, where Triton answers it.
+_ANSWER_S = 1.0
+_NO_ANSWER = (OSError, http.client.HTTPException, ServingError)
 
 
 class _Load:
@@ -44,6 +47,16 @@ class _Load:
             self.error = error
 
 
+@dataclass(frozen=True)
+class _Suspect:
+    """A load whose process has died."""
+
+    what: str
+    model: str  # empty where it is unknown
+    load: _Load | None  # None where somebody else loads it
+    since_s: float
+
+
 class Repairs:
     """Loads models of one server again; `tell` gets a line per change."""
 
@@ -52,6 +65,7 @@ class Repairs:
         self._loads: dict[str, _Load] = {}
         # Model that did not load -> when it is tried again, on the monotonic clock.
         self._retry_s: dict[str, float] = {}
+        self._suspects: list[_Suspect] = []
         self._made = 0
 
     @property
@@ -59,12 +73,18 @@ class Repairs:
         """Whether a model is being loaded."""
         return bool(self._loads)
 
-    def hopeless(self, stub: Stub) -> str | None:
-        """Why a model whose process has died cannot be loaded again by this server; None where it can."""
-        load = self._loads.get(stub.model)
+    @property
+    def too_many(self) -> str:
+        """Why there are no more repairs; empty where there may be."""
+        return f" after {self._made} repairs, each of which leaves memory" if self._made >= MOST_REPAIRS else ""
+
+    def is_of_load(self, stub: Stub, what: str) -> bool:
+        """Whether a process has died that a load has started; `look` then says `what` if the load does not end."""
+        load = self._loads.get(stub.model) if stub.model else next(iter(self._loads.values()), None)
         if self._is_loading(stub.model) if load is None else stub.pid not in load.old:
-            return "while the model was loaded, which Triton never finishes"
-        return f"after {self._made} repairs, each of which leaves memory" if self._made >= MOST_REPAIRS else None
+            self._suspects.append(_Suspect(what, stub.model, load, time.monotonic()))
+            return True
+        return False
 
     def begin(self, name: str) -> None:
         """Has a model loaded again, unless that is going on."""
@@ -72,13 +92,17 @@ class Repairs:
             self._made += 1
             self._retry_s[name] = 0.0
 
-    def look(self) -> None:
-        """Begins loads whose time has come, and tells of those that are over."""
+    def look(self) -> str | None:
+        """Begins loads whose time has come, tells of those that are over; returns why one never will be."""
         for name in [name for name, load in self._loads.items() if load.is_over]:
             self._settle(name, self._loads.pop(name))
         for name in [name for name, at_s in self._retry_s.items() if at_s <= time.monotonic()]:
             if name not in self._loads:
                 self._loads[name] = _Load(partial(self._load, name), self._server.stubs.pids)
+        # Where Triton ends a process itself because its model does not load, it answers at once.
+        self._suspects = [one for one in self._suspects if self._goes_on(one)]
+        now_s = time.monotonic()
+        return next((one.what for one in self._suspects if now_s - one.since_s >= _ANSWER_S), None)
 
     def _load(self, name: str) -> None:
         # Somebody else may have loaded it meanwhile.
@@ -94,9 +118,13 @@ class Repairs:
             self._tell(f"model {name} is not loaded again yet: {load.error}; trying on every {_RETRY_S:g} s")
         self._retry_s[name] = time.monotonic() + _RETRY_S
 
+    def _goes_on(self, suspect: "_Suspect") -> bool:
+        return self._is_loading(suspect.model) if suspect.load is None else not suspect.load.is_over
+
     def _is_loading(self, name: str) -> bool:
+        """Whether somebody else loads a model; any, where the name is empty."""
         try:
-            states = {one.get("state") for one in self._server.control.index() if one["name"] == name}
-        except NO_ANSWER:
+            index = self._server.control.index()
+        except _NO_ANSWER:
             return False
-        return "LOADING" in states
+        return any(one.get("state") == "LOADING" and name in ("", one["name"]) for one in index)

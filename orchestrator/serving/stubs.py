@@ -12,11 +12,15 @@ from pathlib import Path
 from orchestrator.probe import STUB
 
 _PROC = Path("/proc")
+_NAME_BYTES = 15  # that the kernel keeps of a process's name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stub:
-    """One process of a Python model; `instance` is its name in Triton, `shm` that of its shared memory."""
+    """One process of a Python model; `instance` is its name in Triton, `shm` that of its shared memory.
+
+    All three are empty where it died before anybody could look at it.
+    """
 
     pid: int
     model: str
@@ -36,14 +40,29 @@ def stub_from_command(pid: int, words: list[str]) -> Stub | None:
 def stubs_of(server: int) -> list[Stub]:
     """The Python models' processes of the server with this process id; zombies have no command line any more."""
     found: list[Stub] = []
+    for pid in _children_of(server):
+        with contextlib.suppress(OSError):
+            words = (_PROC / str(pid) / "cmdline").read_text(errors="replace").rstrip("\0").split("\0")
+            found += filter(None, [stub_from_command(pid, words)])
+    return found
+
+
+def _children_of(server: int) -> list[int]:
+    found: list[int] = []
     # Children are listed by the thread that started them.
     for path in _PROC.glob(f"{server}/task/*/children"):
         with contextlib.suppress(OSError):
-            for pid in map(int, path.read_text().split()):
-                with contextlib.suppress(OSError):
-                    words = (_PROC / str(pid) / "cmdline").read_text(errors="replace").rstrip("\0").split("\0")
-                    found += filter(None, [stub_from_command(pid, words)])
+            found += map(int, path.read_text().split())
     return found
+
+
+def _is_nameless(pid: int) -> bool:
+    """Whether it was a Python model's process, by the little that is left of one that has died."""
+    try:
+        name = (_PROC / str(pid) / "comm").read_text().strip()
+        return name == STUB[:_NAME_BYTES] and not (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 class DeadStubs:
@@ -53,6 +72,7 @@ class DeadStubs:
         self._server = server
         self._known: dict[int, Stub] = {}
         self._zombies: set[int] = set()
+        self._told: set[int] = set()  # zombies that were named
 
     @property
     def pids(self) -> frozenset[int]:
@@ -62,6 +82,11 @@ class DeadStubs:
     def note(self) -> None:
         """Takes down which processes there are: a dead one does not tell its model."""
         self._known |= {stub.pid: stub for stub in stubs_of(self._server)}
+        children = _children_of(self._server)
+        self._told.intersection_update(children)
+        for pid in children:
+            if pid not in self._known and pid not in self._told and _is_nameless(pid):
+                self._known[pid] = Stub(pid=pid, model="", instance="", shm="")
 
     def look(self) -> list[tuple[Stub, str]]:
         """Processes that have died since the last look, with how; each is named once."""
@@ -70,6 +95,7 @@ class DeadStubs:
         # One that Triton ends exits by itself and is a zombie for a moment, too, but not in two looks.
         before, self._zombies = self._zombies, {pid for pid, (state, _) in states.items() if state in ("Z", "X")}
         dead = sorted(pid for pid in self._zombies if pid in before or states[pid][1])
+        self._told.update(dead)
         found = [(self._known[pid], _how(states[pid][1])) for pid in dead]
         self._known = {pid: stub for pid, stub in self._known.items() if states[pid][0] and pid not in dead}
         return found

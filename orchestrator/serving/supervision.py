@@ -128,11 +128,12 @@ class _OneServer:
 
     def _look(self) -> str | None:
         for stub, how in self._dead.look():
-            if why := self._deal_with(stub, f"model {stub.model}: its process {stub.pid} ended with {how}"):
+            named = f"model {stub.model}" if stub.model else "a model"
+            if why := self._deal_with(stub, f"{named}: its process {stub.pid} ended with {how}"):
                 return why
         # One at a time: a model that is being loaded looks like one that is missing.
-        if not self._is_comparing():
-            self._repairs.look()
+        if not self._is_comparing() and (why := self._repairs.look()) and self._restarts:
+            return why
         if self._restarts and (gone := self._server.missing_file):
             return f"{gone} is gone, without which Triton starts no process of a Python model"
         if self._watches_cascades and not self._repairs.is_busy and time.monotonic() - self._looked_s >= LOOK_S:
@@ -148,13 +149,16 @@ class _OneServer:
         """Has the model of a process that has died loaded again; or says why the server has to be ended."""
         held = self._held_by(stub)
         held = f" and held {held}" if held else ""
-        hopeless = self._repairs.hopeless(stub)
-        if self._restarts and (held or hopeless):
-            return f"{what}{held}{f' {hopeless}' if hopeless else ''}"
-        self._tell(f"{what}{held}; the model is loaded again")
-        if held:
-            self._server.has_lost_requests = True
-        self._repairs.begin(stub.model)
+        if self._restarts and held:
+            return what + held
+        if self._repairs.is_of_load(stub, f"{what} while the model was loaded, which Triton never finishes"):
+            return None
+        if self._restarts and self._repairs.too_many:
+            return what + self._repairs.too_many
+        if stub.model:
+            self._tell(f"{what}{held}; the model is loaded again")
+            self._server.has_lost_requests |= bool(held)
+            self._repairs.begin(stub.model)
         return None
 
     def _watch_cascades(self) -> None:

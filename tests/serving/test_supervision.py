@@ -176,8 +176,8 @@ class Repairable:
 class Deaths:
     """Gives each of the processes at one look."""
 
-    def __init__(self, *models: str) -> None:
-        self._left = [Stub(pid=7, model=name, instance=f"{name}_0_0", shm="") for name in models]
+    def __init__(self, *models: str, pid: int = 7) -> None:
+        self._left = [Stub(pid=pid, model=name, instance=f"{name}_0_0", shm="") for name in models]
 
     def look(self) -> list[tuple[Stub, str]]:
         return [(self._left.pop(), "signal SIGKILL")] if self._left else []
@@ -243,31 +243,53 @@ def test_a_model_that_does_not_load_is_tried_again_later(tmp_path: Path, monkeyp
     assert "is loaded again" in told[-1]
 
 
-def test_a_process_that_dies_while_its_model_is_loaded_ends_the_server_and_the_watch_goes_on(
-    tmp_path: Path,
+@pytest.mark.parametrize("model", ["member", ""])
+def test_a_process_that_dies_while_its_model_is_loaded_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    one, _ = watched(server := Repairable(tmp_path), "member")
+    monkeypatch.setattr(repairs, "_ANSWER_S", 0.1)
+    one, told = watched(server := Repairable(tmp_path), "member")
     server.lets_load.clear()
+    server.pids = frozenset({7})
+    assert one._look() is None
+    eventually(lambda: server.reloaded)
     try:
+        one._dead = Deaths("member")  # another instance from before the load, which brings both back
+        time.sleep(0.2)
         assert one._look() is None
-        eventually(lambda: server.reloaded)
-        # Another instance from before that load has died as well, which the load replaces.
-        server.pids, one._repairs._loads["member"].old = frozenset(), frozenset({7})
-        one._dead = Deaths("member")
-        assert one._look() is None
-        one._repairs._loads["member"].old = frozenset()
-        one._dead = Deaths("member")
+        one._dead = Deaths(model, pid=8)
+        eventually(one._look)
         why = one._look()
-        assert why is not None
-        assert why.endswith("ended with signal SIGKILL while the model was loaded, which Triton never finishes")
+        assert why.startswith("model member: its process 8 ended with" if model else "a model: its process 8")
+        assert why.endswith("while the model was loaded, which Triton never finishes")
     finally:
         server.lets_load.set()
+    # Triton answers a load that it has given up itself.
+    eventually(lambda: one._look() is None)
+    assert told[-1].startswith("model member is loaded again after ")
 
 
-def test_a_process_that_dies_while_somebody_else_loads_its_model_ends_the_server(tmp_path: Path) -> None:
-    one, _ = watched(server := Repairable(tmp_path), "member")
+def test_a_process_that_dies_while_somebody_else_loads_its_model_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repairs, "_ANSWER_S", 0.1)
+    one, told = watched(server := Repairable(tmp_path), "member")
     server.states["member"] = "LOADING"
-    assert "while the model was loaded" in (one._look() or "")
+    eventually(one._look)
+    assert "while the model was loaded" in one._look()
+    assert server.reloaded == told == []
+
+
+def test_a_process_that_died_before_anybody_could_look_is_named_once_without_its_model(tmp_path: Path) -> None:
+    with parent_of(tmp_path, "first") as pid:
+        eventually(lambda: stubs_of(pid))
+        (victim,) = stubs_of(pid)
+        os.kill(victim.pid, signal.SIGKILL)
+        dead = DeadStubs(pid)
+        found: list[tuple[Stub, str]] = []
+        eventually(lambda: found.extend(dead.look()) or found)
+        assert [(stub.pid, stub.model, how) for stub, how in found] == [(victim.pid, "", "signal SIGKILL")]
+        assert dead.look() == dead.look() == []
 
 
 def test_a_server_is_started_again_after_so_many_repairs(tmp_path: Path) -> None:
