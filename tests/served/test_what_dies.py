@@ -70,15 +70,9 @@ def test_a_server_that_is_killed_is_started_again_at_the_same_address_with_its_l
     eventually(lambda: answers(product, "square", 9.0))
     assert product.server_pid != killed
     eventually(lambda: "Triton is ready again after" in product.events.read_text())
-<<<<<<< HEAD
     # A server that ran for seconds only is started again after a pause.
     said = r"Triton is started again( after 1 s)?: signal SIGKILL; restart 1 of 5 within 10 minutes"
     assert re.search(said, product.events.read_text())
-=======
-    # After a pause where it had run for less than five seconds.
-    line = r"Triton is started again(| after 1 s): signal SIGKILL; restart 1 of 5 within 10 minutes"
-    assert re.search(line, product.events.read_text())
->>>>>>> 47f564e (A test of a restart that came soon)
     assert product.log.with_name(f"{product.log.name}.1").is_file()
     assert "Triton is" not in product.log.read_text()
 
