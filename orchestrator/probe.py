@@ -27,8 +27,9 @@ ANSWERED, FAILED, BUSY = 0, 1, 6
 HTTP_URL = "http://127.0.0.1:8000"
 SCRIPT = "committee_probe.py"
 DRAINING = "is draining, requests still to be answered: "
+FULL_WORDS = "rows wait for later stages"
 # In refusals of a cascade that lives: by our runtime, or by Triton's queue in front of it.
-BUSY_WORDS = (DRAINING, "table of deferred rows is full", "maximum queue size", "Request timeout expired")
+BUSY_WORDS = (DRAINING, FULL_WORDS, "maximum queue size", "Request timeout expired")
 # In those of one that had no time for the row, because of its load or because a member hangs.
 LATE_WORDS = ("deadline passed", "deadline too near")
 # Bytes of a zero by Triton dtype.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from orchestrator.bls.requests import PendingRequest
 from orchestrator.bls.scheduler import Scheduler
+from orchestrator.probe import FULL_WORDS
 
 MOST_WAIT_S = 1.0
 # How often at most the log says that the table is full.
@@ -53,7 +54,7 @@ class Door:
     def refusal(self, rows: int) -> str:
         """Why a request is refused when so many rows are in the table."""
         limit = f"as many as limits.max_deferred_rows allows ({self.limit_rows})"
-        return f"{rows} rows wait for later stages, about {limit}; try again in a moment"
+        return f"{rows} {FULL_WORDS}, about {limit}; try again in a moment"
 
     def _shut(self, now_s: float) -> None:
         self.is_shut, self.refused_rows, self._shut_s = True, 0, now_s

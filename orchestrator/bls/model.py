@@ -38,6 +38,7 @@ from orchestrator.bls.requests import (
 from orchestrator.bls.scheduler import Scheduler, Workers
 from orchestrator.decision import (
     DEFAULT,
+    Arrivals,
     CascadeRun,
     EarlyExit,
     StageResult,
@@ -264,18 +265,19 @@ class Stage0:
         starts = [0] if len(batch) == 1 else [0, *accumulate(one.count for one in batch)][:-1]
         leaves = _leave_early(batch, early.exits, starts)
         if not all(leaves):
+            gone = leaves
+            if not has_room:
+                deferred = self.run.deferred(self._arrivals(batch, gear), result)
+                full = self._without_room(batch, leaves, deferred)
+                yield from self._turn_away([(batch[place], in_table) for place, in_table in full.items()])
+                gone = [is_sure or place in full for place, is_sure in enumerate(leaves)]
             admit = partial(self._admit, batch, rows, result=result, outputs=outputs, gear=gear)
-            refused = {} if has_room else self._turn_away(batch, leaves, early.exits, starts)
-            yield from self._defer(admit, leaves, refused)
+            yield from self._defer(admit, gone)
         sure = [(one, start) for one, start, is_sure in zip(batch, starts, leaves, strict=True) if is_sure]
         yield from self._answer_early(sure, early, has_deadlines=has_deadlines)
 
-    def _defer(
-        self, admit: Callable[..., list[Reply]], leaves: Sequence[bool], refused: dict[int, Answered]
-    ) -> Iterator[Answered]:
-        """Admits what neither leaves early nor is refused, by place; gives the responses decided by then."""
-        yield from refused.values()
-        gone = [is_sure or place in refused for place, is_sure in enumerate(leaves)] if refused else leaves
+    def _defer(self, admit: Callable[..., list[Reply]], gone: Sequence[bool]) -> Iterator[Answered]:
+        """Admits the requests that are not gone; gives the responses decided by then."""
         if not all(gone):
             for reply in admit(leaves=gone):
                 yield reply.request, self.responder.response(reply)
@@ -285,27 +287,32 @@ class Stage0:
         fits = self.run.rows_in_table + rows <= self._door.limit_rows and not self._door.is_shut
         return fits or self._door.has_room(batch, rows)
 
-    def _turn_away(
-        self,
-        batch: Sequence[PendingRequest],
-        leaves: Sequence[bool],
-        exits: npt.NDArray[np.bool_],
-        starts: Sequence[int],
-    ) -> dict[int, Answered]:
-        """Refuses requests whose rows the table has no room for; the others of a batch may enter it. By place."""
-        in_table, refused = self.run.rows_in_table, {}
-        for place, (one, start, is_sure) in enumerate(zip(batch, starts, leaves, strict=True)):
-            if is_sure:
-                continue
-            deferred = int((~exits[start : start + one.count]).sum()) if one.is_plain else one.count
-            if not in_table or in_table + deferred <= self._door.limit_rows:
-                in_table += deferred
-            elif self.scheduler.pop_all([one])[0]:
-                refused[place] = one, self.responder.error(self._door.refusal(in_table), UNAVAILABLE)
+    def _without_room(
+        self, batch: Sequence[PendingRequest], leaves: Sequence[bool], deferred: npt.NDArray[np.bool_]
+    ) -> dict[int, int]:
+        """Requests whose deferred rows find the table full, by place, with its rows; others may yet enter it.
+
+        Which rows are deferred, (n,), is for all rows of the batch; a request without any finds room always.
+        """
+        in_table, start, full = self.run.rows_in_table, 0, {}
+        for place, (one, is_sure) in enumerate(zip(batch, leaves, strict=True)):
+            count = 0 if is_sure else int(np.count_nonzero(deferred[start : start + one.count]))
+            start += one.count
+            if not count or not in_table or in_table + count <= self._door.limit_rows:
+                in_table += count
+            else:
+                full[place] = in_table
+        return full
+
+    def _turn_away(self, full: Sequence[tuple[PendingRequest, int]]) -> Iterator[Answered]:
+        """Refuses requests that find so many rows in the table."""
+        for one, in_table in full:
+            response = self.responder.error(self._door.refusal(in_table), UNAVAILABLE)
+            if self.scheduler.pop_all([one])[0]:
+                yield one, response
                 self._door.refused_rows += one.count
                 self.metrics.refused(one.count)
                 self.metrics.turned_away(one.count)
-        return refused
 
     def _refuse_late(self, batch: Sequence[PendingRequest]) -> Iterator[Answered]:
         """Looks at the queue in front; refuses requests that came too late to be answered in time."""
@@ -314,9 +321,10 @@ class Stage0:
         if self._has_gears:
             self.scheduler.batch_started(is_backlogged=is_backlogged)
         for one in self._admission.too_late(batch, is_backlogged=is_backlogged, now_ns=now_ns):
+            message = LATE if (one.time_left_ns(now_ns) or 0) <= 0 else HOPELESS
+            response = self.responder.error(message, UNAVAILABLE)
             if self.pending.pop(one):
-                message = LATE if (one.time_left_ns(now_ns) or 0) <= 0 else HOPELESS
-                yield one, self.responder.error(message, UNAVAILABLE)
+                yield one, response
                 self.metrics.refused(one.count)
 
     def _answer_early(
@@ -359,17 +367,20 @@ class Stage0:
             rows, result, later = rows[pick], result[pick], [[said[pick] for said in part] for part in later]
             now_at = {EVERY_ROW: EVERY_ROW, **{row: at for at, row in enumerate(pick.tolist() if errors else ())}}
             errors = {(member, now_at[row]): text for (member, row), text in errors.items() if row in now_at}
-        policies = [one.policy for one in unsure]
-        is_plain = all(policy is DEFAULT for policy in policies)
-        arrivals = (plain_arrivals if is_plain else partial(arrivals_from_policies, policies=policies))(
-            [one.token for one in unsure],
-            [one.count for one in unsure],
-            now_ns=[one.arrived_ns for one in unsure],
-            default_deadline_us=self.spec.limits.default_deadline_us,
-            gear=gear,
-        )
+        arrivals = self._arrivals(unsure, gear)
         return self.scheduler.admit(
             unsure, arrivals, rows=rows, result=result, later=later, errors=errors, cost=outputs.cost
+        )
+
+    def _arrivals(self, requests: Sequence[PendingRequest], gear: int) -> Arrivals:
+        policies = [one.policy for one in requests]
+        is_plain = all(policy is DEFAULT for policy in policies)
+        return (plain_arrivals if is_plain else partial(arrivals_from_policies, policies=policies))(
+            [one.token for one in requests],
+            [one.count for one in requests],
+            now_ns=[one.arrived_ns for one in requests],
+            default_deadline_us=self.spec.limits.default_deadline_us,
+            gear=gear,
         )
 
 

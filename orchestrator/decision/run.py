@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.combine import F32, I32, I64, Accumulator, Index, Output, RowColumns
+from orchestrator.decision.combine import F32, I32, I64, Accumulator, Bools, Index, Output, RowColumns
 from orchestrator.decision.evaluate import Arrivals, CombinedAnswer, Evaluator, StageResult
 from orchestrator.decision.fast_path import FastPath, plain_arrivals
 from orchestrator.spec import CascadeSpec
@@ -147,6 +147,11 @@ class CascadeRun:
     def waiting_slots(self) -> Index:
         """Slots of all rows that wait for any stage, intp (n,)."""
         return np.flatnonzero(self._state == WAITING)
+
+    def deferred(self, arrivals: Arrivals, result: StageResult) -> Bools:
+        """Which of n rows `enter` would defer, bool (n,); needs no lock."""
+        exits, dead, _ = self._evaluator.decide(arrivals, 0, result)
+        return ~(exits | dead)
 
     # -- events -----------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from orchestrator.bls import door as door_module
-from orchestrator.spec import Limits
+from orchestrator.probe import BUSY_WORDS
+from orchestrator.spec import Gear, Gears, Limits
 from orchestrator.spec.answer import DEADLINE, DEGRADED
 from tests.bls.fixtures import (
     EASY,
@@ -177,3 +178,28 @@ def test_where_stage_0_fails_a_part_of_a_batch_enters_with_its_own_failures(
     assert many.error().code() == TritonError.UNAVAILABLE
     assert (degraded.column("status")[0, 0], degraded.column("exit_stage")[0, 0]) == (DEGRADED, 1)
     assert (fine.column("status")[0, 0], fine.column("exit_stage")[0, 0]) == (0, 1)
+
+
+@pytest.mark.parametrize("policy", [{"max_stage": 0}, {"threshold_shift": -1.0}, {"gear": 1}])
+def test_requests_that_would_not_enter_the_table_are_answered_while_it_is_full(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch, policy: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(door_module, "MOST_WAIT_S", 0.0)
+    gears = Gears(cheaper=(Gear(thresholds=(0.0,), mean_cost=1.0),), raise_wait_us=10**9)
+    with loaded(tmp_path, usual(large=gated(gate)), dataclasses.replace(SPEC, gears=gears)) as model:
+        filled(model, 20)  # more than its limit: such a batch enters when it is empty
+        answered, refused = ask_all(model, [asking(HARD, **policy), asking(EASY, min_stage=1)])
+        assert answered.column("exit_stage")[:, 0].tolist() == [0]
+        assert refused.error().code() == TritonError.UNAVAILABLE
+        gate.set()
+
+
+def test_the_health_check_takes_a_refusal_by_a_full_table_for_a_sign_of_life(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door_module, "MOST_WAIT_S", 0.0)
+    with loaded(tmp_path, usual(large=gated(gate)), SPEC) as model:
+        filled(model)
+        (refused,) = ask_all(model, [asking(HARD)])
+        assert any(words in refused.error().message() for words in BUSY_WORDS)
+        gate.set()
