@@ -89,7 +89,8 @@ class MemberProbes:
         self._stop.set()
         until_s = time.monotonic() + 5
         for thread in (self._thread, *self._callers):
-            thread.join(timeout=max(0.0, until_s - time.monotonic()))
+            if thread.ident is not None:
+                thread.join(timeout=max(0.0, until_s - time.monotonic()))
 
     def of(self, name: str, version: int | None) -> Probe:
         """The last answer of a version, None for any; one that was not asked yet will be."""
@@ -113,26 +114,34 @@ class MemberProbes:
 
     def _loop(self) -> None:
         while not self._stop.is_set():
-            now_s = time.monotonic()
-            for key, known in list(self._found.items()):
-                calls, again_s = self._owed.get(key, (0, 0.0))
-                is_due = now_s >= known.until_s or now_s < self.hurry_until_s.get(key[0], 0.0)
-                if is_due and known.until_s < math.inf and now_s >= again_s:
-                    self._owed[key] = calls + 1, now_s + OWED_S * 2**calls
-                    caller = threading.Thread(target=self._ask, args=key, name="committee-probe", daemon=True)
-                    self._callers.add(caller)
-                    caller.start()
+            try:
+                self._ask_those_due(time.monotonic())
+            except Exception as error:  # the next turn may go well
+                self._log(error)
             if not self._owed:
                 self._turned.set()
             self._stop.wait(TURN_S)
 
+    def _ask_those_due(self, now_s: float) -> None:
+        for key, known in list(self._found.items()):
+            calls, again_s = self._owed.get(key, (0, 0.0))
+            is_due = now_s >= known.until_s or now_s < self.hurry_until_s.get(key[0], 0.0)
+            if is_due and known.until_s < math.inf and now_s >= again_s:
+                self._owed[key] = calls + 1, now_s + OWED_S * 2**calls
+                caller = threading.Thread(target=self._ask, args=key, name="committee-probe", daemon=True)
+                caller.start()
+
+    def _log(self, error: Exception) -> None:
+        self.pb.Logger.log_error(f"committee: probes: {type(error).__name__}: {error}")
+
     def _ask(self, name: str, version: int | None) -> None:
+        self._callers.add(threading.current_thread())
         try:
             said = self._asked(name, version)
             if said.began_s > self._found[name, version].began_s:
                 self._found[name, version] = said
         except Exception as error:  # the next call may go well
-            self.pb.Logger.log_error(f"committee: probes: {type(error).__name__}: {error}")
+            self._log(error)
         self._owed.pop((name, version), None)
         self._callers.discard(threading.current_thread())
         if not self._owed:
@@ -232,15 +241,24 @@ class MemberWatch:
         return self._prefix_fault is None
 
     def begin(self, row: Rows) -> None:
-        """Starts to watch with a row (1, *dims) of the first request; the server is up by then."""
+        """Starts to watch with a row (1, *dims) of the first request; the server is up by then.
+
+        Where that fails, for want of a thread say, the next request may try again.
+        """
         if self._probes is not None:
             return
         assert self._calls is not None, "bound before the first request"
-        self._probes = MemberProbes(self._pb, self._calls, row.copy())
-        self._probes.begin(model for model in self._models if model.has_hash)
-        self.look()
-        self._thread = threading.Thread(target=self._loop, name="committee-members", daemon=True)
-        self._thread.start()
+        self._probes = probes = MemberProbes(self._pb, self._calls, row.copy())
+        try:
+            probes.begin(model for model in self._models if model.has_hash)
+            self.look()
+            thread = threading.Thread(target=self._loop, name="committee-members", daemon=True)
+            thread.start()
+            self._thread = thread
+        except Exception as error:  # the requests must be refused, and the watch begun by others
+            self._probes, self.fault = None, NOT_LOOKED
+            probes.stop()
+            self._pb.Logger.log_error(f"committee: members: {type(error).__name__}: {error}")
 
     def look(self) -> None:
         """Compares everything now."""

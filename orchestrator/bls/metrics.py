@@ -243,4 +243,7 @@ class MetricsFlusher:
 
     def _loop(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):
-            self.flush()
+            try:
+                self.flush()
+            except Exception as error:  # the next flush may go well
+                self._pb.Logger.log_warn(f"committee: metrics: {type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.bls import member_watch
+from orchestrator.bls import member_watch, metrics
 from orchestrator.bls.model import CascadeModel
 from orchestrator.bls.scheduler import Workers
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Fit, FusedPrefix
 from orchestrator.spec.answer import DEGRADED
+from orchestrator.spec.planned_models import PlannedModel
 from tests.bls.fixtures import (
     EASY,
     HARD,
@@ -413,3 +415,42 @@ def test_a_processor_that_answers_a_member_otherwise_than_recorded_is_said_at_lo
     with running(tmp_path, server, dataclasses.replace(spec_with(), fit=fit)):
         said = [line for line in server.log if "so on it small answers otherwise than recorded" in line]
     assert bool(said) is warns
+
+
+def test_a_watch_that_could_not_begin_is_begun_by_the_next_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, calls = member_watch.MemberProbes.begin, itertools.count()
+
+    def failing_once(self: member_watch.MemberProbes, models: Iterator[PlannedModel]) -> None:
+        if not next(calls):
+            raise RuntimeError("can't start new thread")
+        begin(self, models)
+
+    monkeypatch.setattr(member_watch.MemberProbes, "begin", failing_once)
+    with loaded(tmp_path, fake := usual()) as model:
+        (refused,), (answered,) = ask_all(model, [asking(EASY)]), ask_all(model, [asking(EASY)])
+        assert refused.error().code() == TritonError.UNAVAILABLE
+        assert not answered.has_error()
+    assert [line for line in fake.log if line.endswith("committee: members: RuntimeError: can't start new thread")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [(member_watch.MemberProbes, "_ask_those_due"), (metrics.MetricsFlusher, "flush")],
+)
+def test_threads_outlive_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type, part: str) -> None:
+    monkeypatch.setattr(metrics, "FLUSH_INTERVAL_S", 0.05)
+    with loaded(tmp_path, fake := usual()) as model:
+        ask_all(model, [asking(EASY)])
+        does, seen = getattr(kind, part), list[float]()
+
+        def failing_once(self: object, *arguments: float) -> None:
+            seen.append(0.0)
+            if len(seen) == 1:
+                raise MemoryError("no memory")
+            does(self, *arguments)
+
+        monkeypatch.setattr(kind, part, failing_once)
+        eventually(lambda: len(seen) > 1)
+    assert [line for line in fake.log if line.endswith("MemoryError: no memory")]
