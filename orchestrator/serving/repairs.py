@@ -22,7 +22,7 @@ MOST_REPAIRS = 5
 _RETRY_S = 3.0
 # Longest that a load goes on whose process has died, where Triton answers it.
 _ANSWER_S = 1.0
-_NO_ANSWER = (OSError, http.client.HTTPException, ServingError)
+NO_ANSWER = (OSError, http.client.HTTPException, ServingError)
 
 
 class _Load:
@@ -125,6 +125,6 @@ class Repairs:
         """Whether somebody else loads a model; any, where the name is empty."""
         try:
             index = self._server.control.index()
-        except _NO_ANSWER:
+        except NO_ANSWER:
             return False
         return any(one.get("state") == "LOADING" and name in ("", one["name"]) for one in index)

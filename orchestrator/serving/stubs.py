@@ -19,13 +19,14 @@ _NAME_BYTES = 15  # that the kernel keeps of a process's name
 class Stub:
     """One process of a Python model; `instance` is its name in Triton, `shm` that of its shared memory.
 
-    All three are empty where it died before anybody could look at it.
+    These and `version` are empty where it died before anybody could look at it.
     """
 
     pid: int
     model: str
     instance: str
     shm: str
+    version: int = 0  # of the model
 
 
 def stub_from_command(pid: int, words: list[str]) -> Stub | None:
@@ -34,7 +35,10 @@ def stub_from_command(pid: int, words: list[str]) -> Stub | None:
         return None
     # By its file, MODEL/VERSION/model.py, because people may name instances as they like.
     version = next((folder for folder in Path(words[1]).parents if folder.name.isdigit()), None)
-    return None if version is None else Stub(pid=pid, model=version.parent.name, instance=words[-2], shm=words[2])
+    if version is None:
+        return None
+    model, number = version.parent.name, int(version.name)
+    return Stub(pid=pid, model=model, instance=words[-2], shm=words[2], version=number)
 
 
 def stubs_of(server: int) -> list[Stub]:
@@ -78,6 +82,11 @@ class DeadStubs:
     def pids(self) -> frozenset[int]:
         """Process ids of those that were alive at the last look."""
         return frozenset(self._known)
+
+    def has_successor(self, stub: Stub) -> bool:
+        """Whether a younger process of the same instance is alive: its model was loaded anew in its place."""
+        same = (stub.model, stub.instance, stub.version)
+        return any((one.model, one.instance, one.version) == same for one in self._known.values())
 
     def note(self) -> None:
         """Takes down which processes there are: a dead one does not tell its model."""

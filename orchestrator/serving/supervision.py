@@ -15,7 +15,7 @@ from collections.abc import Callable
 from orchestrator.errors import CommitteeError, ServingError
 from orchestrator.serving.control import LOOK_S, CascadeWatch
 from orchestrator.serving.process import EmbeddedServer
-from orchestrator.serving.repairs import Repairs
+from orchestrator.serving.repairs import NO_ANSWER, Repairs
 from orchestrator.serving.stubs import Stub
 from orchestrator.spec.held_requests import held_requests
 from orchestrator.spec.triton import EMBEDDED, IS_READY_SINCE
@@ -151,6 +151,8 @@ class _OneServer:
         held = f" and held {held}" if held else ""
         if self._restarts and held:
             return what + held
+        if not held and self._is_of_the_past(stub):
+            return None
         if self._repairs.is_of_load(stub, f"{what} while the model was loaded, which Triton never finishes"):
             return None
         if self._restarts and self._repairs.too_many:
@@ -160,6 +162,16 @@ class _OneServer:
             self._server.has_lost_requests |= bool(held)
             self._repairs.begin(stub.model)
         return None
+
+    def _is_of_the_past(self, stub: Stub) -> bool:
+        """Whether a process died while its model's version was being unloaded, as some do; another one serves."""
+        if self._dead.has_successor(stub):
+            return True
+        try:
+            serving = self._server.control.ready_versions().get(stub.model)
+        except NO_ANSWER:
+            return False
+        return bool(serving and stub.version not in serving)
 
     def _watch_cascades(self) -> None:
         """Compares cascades with their plans in a thread, because it may load models, which may take for ever."""

@@ -1,6 +1,7 @@
 """Processes of models that die, and servers that die: what is repaired, what is started again, and how often."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -55,12 +56,12 @@ def parent_of(tmp_path: Path, *models: str) -> Iterator[int]:
 def test_processes_of_models_are_told_by_their_command_lines() -> None:
     words = ["/b/python/triton_python_backend_stub", "/r/a_1_model/1/model.py", "shm", "4", "4", "1", "/b", "336"]
     found = stub_from_command(7, [*words, "a_1_model_0_1", "DEFAULT"])
-    assert found == Stub(pid=7, model="a_1_model", instance="a_1_model_0_1", shm="shm")
+    assert found == Stub(pid=7, model="a_1_model", instance="a_1_model_0_1", shm="shm", version=1)
     assert stub_from_command(7, ["/usr/bin/python3", *words[1:], "m_0_0", "DEFAULT"]) is None
     assert stub_from_command(7, [""]) is None
     # Instances of a group with a name have that, and a member's file may be of any kind, in a repository anywhere.
     named = [words[0], "/data/2/repo/m/13/model.onnx", *words[2:8], "workers_0", "DEFAULT"]
-    assert stub_from_command(7, named) == Stub(pid=7, model="m", instance="workers_0", shm="shm")
+    assert stub_from_command(7, named) == Stub(pid=7, model="m", instance="workers_0", shm="shm", version=13)
 
 
 def test_a_process_that_died_is_named_once_with_how_and_the_living_are_not(tmp_path: Path) -> None:
@@ -155,6 +156,7 @@ class Repairable:
         self.pids: frozenset[int] = frozenset()
         self.missing_file: Path | None = None
         self.has_lost_requests = False
+        self.serving: dict[str, frozenset[int]] = {}
         self.states: dict[str, str] = {}
         # A load waits for it.
         self.lets_load = threading.Event()
@@ -167,7 +169,7 @@ class Repairable:
             raise ServingError("Triton refused it")
 
     def ready_versions(self) -> dict[str, frozenset[int]]:
-        return {}
+        return self.serving
 
     def index(self) -> list[dict[str, str]]:
         return [{"name": name, "version": "1", "state": state} for name, state in self.states.items()]
@@ -176,11 +178,16 @@ class Repairable:
 class Deaths:
     """Gives each of the processes at one look."""
 
+    are_succeeded = False
+
     def __init__(self, *models: str, pid: int = 7) -> None:
         self._left = [Stub(pid=pid, model=name, instance=f"{name}_0_0", shm="") for name in models]
 
     def look(self) -> list[tuple[Stub, str]]:
         return [(self._left.pop(), "signal SIGKILL")] if self._left else []
+
+    def has_successor(self, stub: Stub) -> bool:
+        return self.are_succeeded
 
 
 def watched(server: Repairable, *dead: str, restarts: bool = True) -> tuple[Any, list[str]]:
@@ -209,6 +216,28 @@ def test_a_model_whose_process_held_nothing_that_is_lost_is_loaded_again(
     assert server.reloaded == [model]
     assert told[0] == f"model {model}: its process 7 ended with signal SIGKILL; the model is loaded again"
     assert told[1].startswith(f"model {model} is loaded again after ")
+
+
+@pytest.mark.parametrize("successor", ["process", "version", ""])
+def test_a_process_that_died_while_it_was_unloaded_has_nothing_loaded_again(
+    tmp_path: Path, successor: str
+) -> None:
+    server = Repairable(tmp_path)
+    (tmp_path / "held_7").write_bytes(bytes(8))
+    one, _ = watched(server, "cascade")
+    one._dead.are_succeeded = successor == "process"
+    server.serving = {"cascade": frozenset({2 if successor == "version" else 0})}
+    settled(one)
+    assert server.reloaded == ([] if successor else ["cascade"])
+
+
+def test_a_younger_process_of_the_same_instance_takes_the_place_of_one(tmp_path: Path) -> None:
+    with parent_of(tmp_path, "first", "second") as pid:
+        dead = DeadStubs(pid)
+        dead.note()
+        first = next(stub for stub in stubs_of(pid) if stub.model == "first")
+        assert dead.has_successor(dataclasses.replace(first, pid=1))
+        assert not dead.has_successor(dataclasses.replace(first, version=first.version + 1))
 
 
 @pytest.mark.parametrize(("held", "words"), [(3, "held 3 requests"), (None, "held an unknown number of requests")])
