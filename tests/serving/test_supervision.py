@@ -314,6 +314,7 @@ def test_a_process_that_died_before_anybody_could_look_is_named_once_without_its
         eventually(lambda: stubs_of(pid))
         (victim,) = stubs_of(pid)
         os.kill(victim.pid, signal.SIGKILL)
+        eventually(lambda: not stubs_of(pid))
         dead = DeadStubs(pid)
         found: list[tuple[Stub, str]] = []
         eventually(lambda: found.extend(dead.look()) or found)
