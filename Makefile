@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench gpu members compose clean
+.PHONY: help setup demo test check faults bench gpu members compose clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ check: setup ## Lint, types, layers, size and shape of the tree
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.architecture
+
+faults: setup ## Try every fault of the matrix on the served product and write docs/reliability.md
+	$(BIN)/python -m tests.faults --write docs/reliability.md
 
 members: setup ## Train the digits members where they are not up to date, plan and render their cascade
 	$(BIN)/python -m perf digits

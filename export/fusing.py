@@ -41,9 +41,9 @@ from export.parity import BATCHES, MIN_ROWS, answers_of, session_of, varied_rows
 from export.precision.overflow import processor_flags_of
 from export.proof import json_of, prove_against_installed, refresh_member
 from orchestrator.decision.combine import Combiner
-from orchestrator.errors import ExportError
+from orchestrator.errors import ExportError, repeated
 from orchestrator.graphs.editing import full_check, given_inputs, opset_of
-from orchestrator.spec import CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
+from orchestrator.spec import SCORES, CascadeSpec, InputSpec, Manifest, Member, Stage, TensorSpec
 from orchestrator.spec.answer import first_unlike
 from orchestrator.spec.planned_models import data_files_of
 
@@ -228,7 +228,7 @@ def _require_sense(fusion: Fusion) -> None:
     names = [member.name for member in fusion.members]
     if len(names) < 2:
         raise ExportError("fuse", got=", ".join(names) or "no member", expected="at least two members")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = repeated(names)
     if twice:
         raise ExportError("fuse", got=f"{', '.join(twice)} more than once", expected="each member once")
     if fusion.combine not in COMBINES:
@@ -307,7 +307,7 @@ def _require_keepable(spec: CascadeSpec, *, allow_whole_failure: bool) -> None:
         raise ExportError(what, got="one member in every stage", expected="a stage of several, to fuse")
     for key, value, others in (
         ("combine", "vote", "mean_logit, mean_prob or last"),
-        ("score", "agreement", "max_prob, top2_gap or neg_entropy"),
+        ("score", "agreement", ", ".join(score for score in SCORES if score != "agreement")),
     ):
         if getattr(spec, key) == value:
             fix = f"plan with one of these: {'a vote' if value == 'vote' else value} needs the members one by one"

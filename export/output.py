@@ -16,6 +16,7 @@ from orchestrator.repository.files import write_all
 from orchestrator.repository.render import render_member
 from orchestrator.spec import Manifest
 from orchestrator.spec.answer import first_unlike, names_from_text
+from orchestrator.spec.documents import text_from_path
 from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 from orchestrator.spec.output_kind import EXCLUSIVE, OUTPUT_KINDS, ScoreEvidence
 
@@ -130,12 +131,9 @@ def labels_from_path(path: Path) -> tuple[str, ...]:
     """The class names in a text file, one a line, in the order of the scores; ExportError for any other file."""
     what = f"`labels` {path}"
     try:
-        names = names_from_text(path.read_bytes().decode())
-    except OSError as error:
-        raise ExportError(what, got=f"a file that cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        got = "text that is not UTF-8"
-        raise ExportError(what, got=got, expected="a name per line", fix="save it as UTF-8") from error
+        names = names_from_text(text_from_path(path, newline=""))
+    except ValueError as error:
+        raise ExportError(what, got=f"a file that {error}", expected="a name per line, in UTF-8") from error
     if not names:
         raise ExportError(what, got="no names", expected="one per class, a line each, in the order of the scores")
     wrong = next((number for number, name in enumerate(names, 1) if not name or set(name) & set("\r\n")), None)

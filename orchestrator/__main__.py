@@ -25,6 +25,7 @@ COMMANDS = {
     "build": "From your models and labelled rows to a certified cascade, in one go.",
     "serve": "Serve a model repository with the embedded Triton.",
     "infer": "Ask a served model about single rows, pictures or digits.",
+    "probe": "Ask a served model whether it answers, as a health check.",
     "batch": "Push a file of stored rows through a served model.",
     "record": "Ask members about labelled rows once and keep what they said.",
     "split": "Cut records in two: rows to plan with, rows to evaluate on.",

@@ -1,6 +1,7 @@
 """What the three command lines share: exit codes, errors as one line or one JSON object, `-h`, signals."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from orchestrator.errors import CommitteeError, Interrupted, SpecError
+from orchestrator.files import disk_error_from
 
 # docs/commands.md has the same table; a test holds the two together.
 EXIT_CODES = {
@@ -25,6 +27,7 @@ EXIT_CODES = {
     3: "no plan does what was asked",
     4: "the embedded server cannot start, or ended",
     5: "a request to a server failed",
+    6: "a probe found a server that is alive, but busy or draining",
     129: "SIGHUP",
     130: "Ctrl-C",
     141: "the output was closed",
@@ -35,6 +38,8 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 JSON_OPTION = "--json"
 # Set in the environment, it keeps errors in words where --json is given.
 TEXT_ERRORS = "COMMITTEE_TEXT_ERRORS"
+# What the system answers where a program asks for nonsense; it names no file then.
+_OWN_FAULTS = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL})
 # extra -> the top-level modules that it brings
 EXTRAS = {
     "demo": ("PIL", "matplotlib", "sklearn"),
@@ -233,16 +238,19 @@ def _code_of(error: BaseException, *, as_json: bool) -> int:
     if isinstance(error, UsageProblem):
         return _usage(error, as_json=as_json)
     kind = type(error).__name__
+    if isinstance(error, OSError):
+        error = disk_error_from(error) or error
+        kind = type(error).__name__
     if isinstance(error, CommitteeError):
         text, code = str(error), error.exit_code
     elif isinstance(error, ImportError) and not (error.name or "").startswith("orchestrator"):
         text, code = _unusable(error), 2
-    elif isinstance(error, OSError) and error.filename is not None:
-        # A full disk or a missing permission: the user's to mend, not ours.
-        text, code = f"{error.filename}: {error.strerror}", 1
+    elif isinstance(error, OSError) and error.strerror and error.errno not in _OWN_FAULTS:
+        # A missing permission, or no more open files: the user's to mend, not ours.
+        text, code = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror, 1
     else:
         what = " ".join(f"{kind}: {error}".split())
-        text, code = f"{what}; this is a fault of committee itself, its traceback is in {_kept_traceback()}", 1
+        text, code = f"{what}; this is a fault of committee itself, its traceback is {_kept_traceback(error)}", 1
     return _say(text, code, kind=kind, parts=_parts(error), as_json=as_json)
 
 
@@ -276,13 +284,18 @@ def _unusable(error: ImportError) -> str:
     return f"this command needs the Python package {module}, which is not installed; {install}"
 
 
-def _kept_traceback() -> str:
-    # Names of files in it may be no text.
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="committee-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
-    ) as file:
-        traceback.print_exc(file=file)
-    return file.name
+def _kept_traceback(error: BaseException) -> str:
+    try:
+        # Names of files in it may be no text.
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="committee-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        # A full disk takes no file, and the traceback is all there is.
+        traceback.print_exception(error)
+        return "above"
+    return f"in {file.name}"
 
 
 def _say(

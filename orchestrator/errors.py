@@ -4,14 +4,27 @@ A leaf exists where a caller can do something different about it. Messages follo
 subject, got, expected, next step.
 """
 
+import re
 import signal
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 E = TypeVar("E", bound="CommitteeError")
 
 # Values that an error lists before "..." stands for the rest.
 LISTED = 5
+# Letters of a value that an error shows.
+SHOWN = 200
+# Control characters, which a terminal would obey, and halves of characters, which no stream takes.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+# Triton's Python backend puts the frames behind the error, Python before it.
+_TRITON_TRACEBACK, _PYTHON_TRACEBACK = "\nAt:\n", "Traceback (most recent call last):"
+# Absolute paths of two names or more, up to the last one; only quoted ones may have spaces.
+_QUOTED_PATH = re.compile(r"""(["'])(?:file://)?/[^"'\n]*/([^"'/\n]*)\1""")
+_NAME = r"""[^\s/"'<>|:;,()\[\]]"""
+_PATH = re.compile(rf"(?:file://|(?<![\w/.~-])~?)/(?:{_NAME}+/)+({_NAME}*)")
 
 
 def first_few(values: Any) -> str:
@@ -20,13 +33,39 @@ def first_few(values: Any) -> str:
     return f"{shown}, ..." if len(values) > LISTED else shown
 
 
+def repeated(names: Iterable[str]) -> list[str]:
+    """Names that are there more than once, sorted; in linear time, since somebody else may have made the list."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
 def first_line(error: BaseException, *, most: int = 300) -> str:
     """The first line of what an exception of another package says, or its class name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
 
+def for_clients(text: str) -> str:
+    """An error of a server's code in one line, without its traceback and the folders of that machine.
+
+    Of a traceback the last line stays, which says what went wrong; of a path the file's name.
+    """
+    head, found, trace = text.split(_TRITON_TRACEBACK, 1)[0].partition(_PYTHON_TRACEBACK)
+    last = trace.strip().splitlines()[-1:] if found else []
+    line = " ".join(" ".join([head, *last]).split())
+    return _PATH.sub(r"\1", _QUOTED_PATH.sub(r"\1\2\1", line))
+
+
+def shown(value: object, *, most: int = SHOWN) -> str:
+    """A value as an error shows it, cut off where it is long; any value can be shown."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python refuses to write out whole numbers of thousands of digits.
+        return f"{type(value).__name__} too large to show"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], " ".join(str(text).split()))
 
 
 class CommitteeError(Exception):
@@ -105,6 +144,12 @@ class MemberError(CommitteeError):
 
 class DataError(CommitteeError):
     """A data source or a records file cannot be used."""
+
+
+class DiskError(CommitteeError):
+    """A disk is full, read-only or broken, or a folder on it is gone; the same call works once that is mended."""
+
+    exit_code = 1
 
 
 class InfeasibleError(CommitteeError):

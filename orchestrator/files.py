@@ -1,22 +1,28 @@
 """Files and folders replaced whole, hashes of files, and kinds of files: the only place that does these.
 
-Every OSError passes to the caller, which knows what the file is for.
+What a disk is to blame for is raised as DiskError, with the name of the file that was to be written. Every other
+OSError passes to the caller, which knows what the file is for.
 """
 
 import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+from orchestrator.errors import DiskError
 
 # What file systems make at their own root; often it cannot even be removed.
 NOT_CONTENT = frozenset({"lost+found"})
 _PARTIAL = "partial-"
+_PART = ".part"
 _BLOCK_BYTES = 1 << 20
 _IRREGULAR = {
     stat.S_IFDIR: "a folder",
@@ -27,9 +33,72 @@ _IRREGULAR = {
 }
 
 
+# Names that `replaced_file` and `replaced_folder` make, beside a target or inside it, and what becomes of them.
+_UNFINISHED = (
+    (re.compile(rf"\.([^/]+)\.\d+-[0-9a-f]+{re.escape(_PART)}$"), r"\1"),
+    (re.compile(rf"\.([^/]+)\.{_PARTIAL}\d+/new"), r"\1"),
+    (re.compile(rf"/\.{_PARTIAL}\d+/new"), ""),
+)
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_BROKEN = frozenset({errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO})
+
+
+def disk_error_from(error: OSError, path: object = None) -> DiskError | None:
+    """The error that names a file where the disk is at fault; None where it is the name, a permission or no disk.
+
+    Args:
+        error: as the system raised it; in the middle of a write it names no file.
+        path: the file that was being written, or what else to call it.
+    """
+    # Of two names the second is the target.
+    named = next((os.fsdecode(name) for name in (error.filename2, error.filename) if name), None)
+    where = _finished_name(named or str(path or "the output"))
+    if error.errno in _FULL:
+        got = None if error.errno == errno.ENOSPC else error.strerror
+        return DiskError(f"no space left on {where}", got=got, fix="make room there, or write elsewhere")
+    if error.errno in _BROKEN:
+        return DiskError(
+            where, got=error.strerror, expected="a disk that can be used", fix="mend it, or use another"
+        )
+    return None
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Raises DiskError in place of an OSError where the disk is at fault; `path` is what the block writes."""
+    try:
+        yield
+    except OSError as error:
+        fault = disk_error_from(error, path)
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def _finished_name(name: str) -> str:
+    """What an unfinished file or one in an unfinished folder will be called, which is the name a user gave."""
+    for unfinished, finished in _UNFINISHED:
+        name = unfinished.sub(finished, name)
+    return name
+
+
 def irregular_kind(path: Path) -> str | None:
     """What kind of thing a path names, None for a regular file; opening a pipe or a device may block for ever."""
     return _IRREGULAR.get(stat.S_IFMT(path.stat().st_mode))
+
+
+def open_own(path: Path) -> BinaryIO:
+    """Opens a regular file of this user's for reading, in a folder where others may put links and pipes.
+
+    Raises:
+        OSError: there is none, or what has its name is a link, no regular file or somebody else's.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    facts = os.fstat(number)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.getuid():
+        os.close(number)
+        raise PermissionError(errno.EPERM, "no regular file of this user", str(path))
+    return os.fdopen(number, "rb")
 
 
 def nearest_existing(path: Path) -> Path:
@@ -61,22 +130,38 @@ def replaced_file(path: Path, *, mode: int | None = None) -> Iterator[Path]:
 
     Where the block fails, `path` is as it was. A block that removes the file leaves `path` as it was, too. The
     permission bits `mode` are those of any new file of this process where they are None.
+
+    Raises:
+        DiskError: the disk is full, read-only or broken, or the folder has been removed meanwhile.
     """
     # Beside it, since renaming is atomic within one file system only.
-    fresh = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    fresh.touch(exist_ok=False)
-    try:
-        yield fresh
-        if not fresh.exists():
-            return
-        if mode is not None:
-            fresh.chmod(mode)
-        with fresh.open("rb") as file:
-            # Otherwise a power cut after the renaming could leave an empty file under the name.
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_PART}")
+    with disk_faults(path):
+        fresh.touch(exist_ok=False)
+        folder = path.parent.stat()
+        try:
+            yield fresh
+            if not fresh.exists():
+                _require_same_folder(path, folder)
+                return
+            if mode is not None:
+                fresh.chmod(mode)
+            with fresh.open("rb") as file:
+                # Otherwise a power cut after the renaming could leave an empty file under the name.
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        except FileNotFoundError:
+            _require_same_folder(path, folder)
+            raise
+        finally:
+            with suppress(OSError):
+                fresh.unlink()
+
+
+def _require_same_folder(path: Path, before: os.stat_result) -> None:
+    """Tells a block that removed its file on purpose from somebody who removed the folder under it."""
+    if not path.parent.is_dir() or not os.path.samestat(path.parent.stat(), before):
+        raise DiskError(f"{path}", got=f"{path.parent} removed while it was written", fix="run the command again")
 
 
 def write_file(path: Path, content: bytes | str, *, mode: int | None = None) -> None:
@@ -94,7 +179,7 @@ def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]
     left alone, so that a polling server does not load them again. Where the block or a rename fails, the target is
     as it was. A process that is killed between two renames leaves old and new entries side by side, each of them
     whole, and the next replacement completes them. Old entries that could not be put back after a failure stay in
-    a hidden folder beside the target, or inside it.
+    a hidden folder beside the target, or inside it. Errors of a disk name the target.
 
     Args:
         target: the folder; made if it is missing.
@@ -102,8 +187,9 @@ def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]
 
     Raises:
         BlockingIOError: another process is replacing the contents.
+        DiskError: the disk is full, read-only or broken.
     """
-    with _locked(target):
+    with disk_faults(target), _locked(target):
         _recover(target)
         is_new = not target.exists()
         place = _staging_place(target)

@@ -1,4 +1,4 @@
-"""The one place that makes and reads the text of config.pbtxt; `repository/files.py` writes the file.
+"""The one place that makes and reads the text of config.pbtxt; `repository/render.py` says which and where.
 
 A configuration goes through the protobuf type, never through a string template. Equal configurations give equal
 bytes. A written text says who wrote it and has the hash of its own body, so that a later rendering can tell its
@@ -20,7 +20,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.spec.cascade import PLAN
-from orchestrator.spec.validation import text_of_file
+from orchestrator.spec.documents import text_of_file
 
 CONFIG = "config.pbtxt"
 _BY = "# Written by committee; edit "

@@ -11,6 +11,7 @@ from perf.load.analyzer import analyzer, tritonserver
 from perf.load.inputs import inputs
 from perf.readme import write_blocks
 from perf.studies.bench.command import run
+from perf.studies.false_openings import false_openings
 from perf.studies.gpu.command import gpu
 from perf.studies.int8 import int8
 from perf.studies.leak import leak
@@ -19,6 +20,7 @@ from perf.studies.onefile import onefile
 from perf.studies.overload.command import overload
 from perf.studies.planner import planner
 from perf.studies.reproduce.command import reproduce
+from perf.studies.soak import soak
 from perf.studies.training import digits, glyphs, glyphs_data
 
 app = new_program("perf", "Measure what is served.")
@@ -30,7 +32,7 @@ def main() -> None:
 
 
 command: Any
-for command in (run, leak, onefile, planner, int8, live, overload):
+for command in (run, leak, onefile, planner, int8, live, overload, soak, false_openings):
     app.command()(command)
 # Options behind these names are the other program's.
 for command in (analyzer, tritonserver):

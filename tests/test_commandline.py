@@ -146,7 +146,7 @@ def test_behind_two_dashes_json_is_no_option() -> None:
 
 
 def raising(error: BaseException) -> Any:
-    def command() -> None:
+    def command(*_words: object, **_options: object) -> None:
         raise error
 
     return command
@@ -159,7 +159,15 @@ def raising(error: BaseException) -> Any:
         (CommitteeError("x", got="two\nlines"), 2, "x: got two lines"),
         (InfeasibleError("plan"), 3, "plan"),
         (UnavailableError("model m"), 5, "model m"),
-        (OSError(28, "No space left on device", "out.npz"), 1, "out.npz: No space left on device"),
+        (OSError(28, "No space left", "a.npz"), 1, "no space left on a.npz; make room there, or write elsewhere"),
+        (OSError(28, "No space left"), 1, "no space left on the output; make room there, or write elsewhere"),
+        (
+            OSError(5, "Input/output error", "a.npz"),
+            1,
+            "a.npz: got Input/output error, expected a disk that can be used; mend it, or use another",
+        ),
+        (PermissionError(13, "Permission denied", "a.npz"), 1, "a.npz: Permission denied"),
+        (OSError(24, "Too many open files"), 1, "Too many open files"),
         (ImportError("a needs b 2"), 2, "a Python package cannot be used: a needs b 2"),
     ],
 )
@@ -177,6 +185,17 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_is_kept(capsys: pytes
     kept = Path(line.rsplit(" ", 1)[1])
     assert "Traceback" in kept.read_text()
     kept.unlink()
+
+
+def test_a_fault_of_our_own_is_shown_where_no_disk_takes_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", raising(OSError(28, "No space left on device")))
+    assert guarded(raising(OSError(9, "Bad file descriptor"))) == 1
+    *traceback, line = capsys.readouterr().err.splitlines()
+    assert "fault of committee itself, its traceback is above" in line
+    assert "Traceback" in traceback[0]
+    assert "No space left" not in "".join(traceback)
 
 
 def test_debugging_shows_the_traceback(

@@ -12,6 +12,7 @@ import yaml
 from export.tensorrt import in_image
 from export.tensorrt.engine import EngineOptions
 from export.tensorrt.member import MOUNTED, USER, compose_command
+from orchestrator.probe import SCRIPT
 from orchestrator.repository.check import check
 from orchestrator.repository.index import plans_in
 from orchestrator.serving.control import IMAGE
@@ -144,16 +145,17 @@ def test_shared_memory_holds_what_the_backend_takes_at_the_start(service: dict[s
 def test_health_is_asked_of_the_server_and_the_command_is_python(service: dict[str, Any]) -> None:
     kind, *command = service["healthcheck"]["test"]
     assert kind == "CMD"
-    assert "/v2/health/ready" in command[-1]
-    compile(command[-1], "healthcheck", "exec")
+    assert command[:3] == ["python3", f"/models/{SCRIPT}", "--alive"]
     assert seconds(service["healthcheck"]["timeout"]) < seconds(service["healthcheck"]["interval"])
     assert service["restart"] == "unless-stopped"
 
 
 def test_the_health_check_fails_while_nobody_answers() -> None:
-    *_, code = SERVICES["triton"]["healthcheck"]["test"]
-    unused = code.replace("127.0.0.1:8000", "127.0.0.1:1")
-    assert subprocess.run([sys.executable, "-c", unused], capture_output=True, check=False).returncode != 0
+    _, _, _, *options = SERVICES["triton"]["healthcheck"]["test"]
+    command = [sys.executable, "-I", "-S", str(ROOT / "orchestrator" / "probe.py"), *options]
+    done = subprocess.run([*command, "--url=127.0.0.1:1", "--model=x"], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.count(b"\n") == 1
 
 
 def test_make_compose_renders_into_the_folder_that_is_mounted() -> None:
@@ -175,6 +177,7 @@ def test_what_is_mounted_holds_every_model_and_passes_the_check(tmp_path: Path) 
     render_output(REPOSITORY, output, cascades=cascades, ensembles=ensembles, standalone=True)
     report = check(output)
     assert report, report.faults
+    assert (output / SCRIPT).read_bytes() == (ROOT / "orchestrator" / "probe.py").read_bytes()
     assert not report.notes
     for spec in (*cascades, *ensembles):
         assert {spec.name, *(member.name for member in spec.members)} <= set(report.checked)

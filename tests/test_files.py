@@ -1,6 +1,8 @@
 """A folder's contents are replaced, and the folder stays what it is."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.files import contents_of, recover_folder, replaced_folder
+from orchestrator.errors import DiskError
+from orchestrator.files import contents_of, disk_error_from, recover_folder, replaced_file, replaced_folder
 from tests.repository.builders import snapshot
 
 PROGRAM = """
@@ -287,3 +290,54 @@ def _check_replacing(target: Path, *, seen_at: Path) -> None:
         replace(target, files)
         assert texts(target) == texts(seen_at) == files
         assert target.stat().st_ino == inode
+
+
+def full(path: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", *([] if path is None else [str(path)]))
+
+
+@pytest.mark.parametrize("names_file", [True, False])
+def test_a_full_disk_is_told_by_the_name_a_file_or_folder_would_have(target: Path, names_file: bool) -> None:
+    with pytest.raises(DiskError, match=rf"^no space left on {target};"), replaced_file(target) as fresh:
+        full(fresh if names_file else None)
+    assert not list(target.parent.iterdir())
+    for _ in range(2):
+        inside = target / "a" / "file" if names_file else target
+        with pytest.raises(DiskError, match=rf"^no space left on {inside};"), replaced_folder(target) as building:
+            full(building / "a" / "file" if names_file else None)
+        # The second time into a folder that exists.
+        target.mkdir(exist_ok=True)
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+def test_of_two_names_the_one_that_was_written_to_is_told() -> None:
+    error = disk_error_from(OSError(errno.ENOSPC, "No space left on device", "source", None, "copy"))
+    assert str(error).startswith("no space left on copy;")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT, errno.ECONNRESET, errno.EINVAL])
+def test_errors_that_are_no_fault_of_a_disk_stay_as_they_are(target: Path, number: int) -> None:
+    with pytest.raises(OSError, match="because") as caught, replaced_file(target):
+        raise OSError(number, "because")
+    assert caught.value.errno == number
+
+
+def test_a_folder_that_was_removed_is_told_and_a_file_that_was_removed_on_purpose_is_not(tmp_path: Path) -> None:
+    with replaced_file(tmp_path / "file") as fresh:
+        fresh.unlink()
+    place = tmp_path / "place"
+    place.mkdir()
+    with pytest.raises(DiskError, match=f"{place} removed"), replaced_file(place / "file"):
+        shutil.rmtree(place)
+
+
+def test_a_folder_that_was_made_anew_meanwhile_is_told(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+
+    def made_anew() -> None:
+        place.rename(tmp_path / "elsewhere")
+        place.mkdir()
+
+    with pytest.raises(DiskError, match=f"{place} removed"), replaced_file(place / "file"):
+        made_anew()

@@ -18,7 +18,7 @@ from export.tensorrt.machine import TensorrtHost
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, TensorSpec
 from orchestrator.spec.manifest import PRECISIONS
-from orchestrator.spec.validation import Faults
+from orchestrator.spec.validation import MOST_ROWS, MOST_SIZE, Faults
 
 # Strongly typed networks come with TensorRT 10 in the form used here, and so do the tensor-by-name calls.
 OLDEST_MAJOR = 10
@@ -49,14 +49,14 @@ class EngineOptions:
     def __post_init__(self) -> None:
         faults = Faults("TensorRT options", of_arguments=True)
         for field in ("min_rows", "opt_rows", "max_rows"):
-            faults.integer(field, getattr(self, field), low=1)
+            faults.integer(field, getattr(self, field), low=1, high=MOST_ROWS)
         for lower, upper in (("min_rows", "opt_rows"), ("opt_rows", "max_rows")) if not faults.found else ():
             least, value = getattr(self, lower), getattr(self, upper)
             faults.check(upper, value >= least, f"got {value}, expected at least the `{lower}` of {least}")
         if self.precision is not None:
             faults.one_of("precision", self.precision, PRECISIONS)
         if self.workspace_mib is not None:
-            faults.integer("workspace_mib", self.workspace_mib, low=1)
+            faults.integer("workspace_mib", self.workspace_mib, low=1, high=MOST_SIZE)
         faults.close()
 
     @property

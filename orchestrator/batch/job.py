@@ -26,11 +26,12 @@ from orchestrator.client.answers import ServedAnswers
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
-from orchestrator.errors import ClientError, DataError, RefusedError, TimeLimitError, UnknownModelError
+from orchestrator.errors import ClientError, DataError, RefusedError, TimeLimitError, UnknownModelError, repeated
 from orchestrator.files import replaced_file
 from orchestrator.progress import Advance, Progress, no_progress
 from orchestrator.repository.index import picture_reader
 from orchestrator.rows.blocks import ColumnNames, RefusedRow, RowBlock, StoredRows
+from orchestrator.rows.npz import archive_writer
 from orchestrator.rows.opening import stored_rows
 from orchestrator.spec.answer import ANSWER_COLUMNS
 
@@ -55,7 +56,7 @@ def check_kept(rows: StoredRows, output: Path) -> None:
     Raises DataError for two of one name, or a type that an archive of arrays has no room for.
     """
     names = [kept_as(name) for name in rows.kept_types]
-    twice = [name for name in names if names.count(name) > 1]
+    twice = repeated(names)
     if twice:
         raise DataError(f"{output}", got=f"two carried columns that would be {twice[0]}", expected="one of them")
     for name, kind in rows.kept_types.items():
@@ -76,7 +77,8 @@ def _answer_columns(block: RowBlock, answers: ServedAnswers, good: npt.NDArray[n
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes it when the block ends well, and vanishes when it does not.
 
-    A block that unlinks it leaves no file. Raises DataError where the folder cannot be written to.
+    A block that unlinks it leaves no file. Raises DataError where the folder cannot be written to,
+    DiskError where the disk is full.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -89,8 +91,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 class _NpzAnswers:
     """Keeps all answers until the end: an archive of arrays has no room for more rows later."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, name: Path) -> None:
+        self._path, self._name = path, name
         self._parts: dict[str, list[Rows]] = {}
 
     def add(self, columns: Mapping[str, Any]) -> None:
@@ -99,8 +101,9 @@ class _NpzAnswers:
             self._parts.setdefault(name, []).append(values)
 
     def close(self) -> None:
-        with self._path.open("wb") as file:
-            np.savez_compressed(file, **{name: np.concatenate(parts) for name, parts in self._parts.items()})
+        with archive_writer(self._path, name=self._name) as writer:
+            for name, parts in self._parts.items():
+                writer.add(name, np.concatenate(parts))
 
 
 def _numpy_kept(column: Any) -> Rows:
@@ -115,7 +118,8 @@ def _numpy_kept(column: Any) -> Rows:
 class _ParquetAnswers:
     """Writes a row group whenever enough answers have come."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, name: Path) -> None:
+        del name
         # pyarrow is optional.
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -345,7 +349,7 @@ async def _write(
 ) -> None:
     side = refused_path(job.output)
     with whole_file(side) as side_part, whole_file(job.output) as output_part:
-        answers = (_NpzAnswers if job.output.suffix == ".npz" else _ParquetAnswers)(output_part)
+        answers = (_NpzAnswers if job.output.suffix == ".npz" else _ParquetAnswers)(output_part, name=job.output)
         with side_part.open("w", encoding="utf-8") as refused:
             async with contextlib.aclosing(outcomes):
                 async for outcome in outcomes:

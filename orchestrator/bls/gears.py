@@ -13,9 +13,7 @@ import numpy.typing as npt
 
 from orchestrator.spec.cascade import Gears
 
-Slots = npt.NDArray[np.intp]
-# How often the clock asks, while no requests come, whether a dearer gear is due.
-LOOK_S = 0.25
+Times = npt.NDArray[np.int64]
 # So long no requests must have come before the gear takes a step back, where hysteresis asks for less.
 _LEAST_QUIET_NS = 1_000_000_000
 _HIGH, _LOW = "high", "low"
@@ -32,7 +30,6 @@ class Gearbox:
         self._last = 0 if gears is None else len(gears.cheaper)
         self._side: str | None = None
         self._since_ns = 0
-        self._deferred_ns: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot: when its row was deferred last
         self._backlogged_since_ns: int | None = None  # batches have come full since then
         # By stage: when rows were taken last, and how long they had waited.
         self._taken: dict[int, tuple[int, int]] = {}
@@ -40,27 +37,17 @@ class Gearbox:
         self._heard_ns = 0  # when the last event came
         self.gear = 0
 
-    def deferred(self, slots: Slots, *, capacity_rows: int, now_ns: int) -> None:
-        """Rows in these slots, intp (n,), of a table with so many began to wait."""
-        if self._gears is not None:
-            if capacity_rows > len(self._deferred_ns):
-                self._deferred_ns = np.pad(self._deferred_ns, (0, capacity_rows - len(self._deferred_ns)))
-            self._deferred_ns[slots] = now_ns
-
-    def taken(self, slots: Slots, *, stage: int, waiting: Slots, now_ns: int) -> int:
-        """A worker took the rows in these slots for a stage; those in `waiting` still wait, for any stage."""
+    def taken(self, deferred_ns: Times, *, stage: int, waiting_ns: Times, now_ns: int) -> int:
+        """A worker took rows for a stage that were deferred then; others that were still wait for any."""
         if self._gears is None:
             return 0
-        self._taken[stage] = (now_ns, self._age_ns(slots, now_ns))
-        return self.observe_wait(self._age_ns(waiting, now_ns), now_ns)
+        self._taken[stage] = (now_ns, _age_ns(deferred_ns, now_ns))
+        return self.observe_wait(_age_ns(waiting_ns, now_ns), now_ns)
 
     def table_is_empty(self, now_ns: int) -> int:
         """No row is deferred."""
         self._taken.clear()
         return self.observe_wait(0, now_ns)
-
-    def _age_ns(self, slots: Slots, now_ns: int) -> int:
-        return now_ns - int(self._deferred_ns[slots].min()) if len(slots) else 0
 
     def batch_started(self, *, is_backlogged: bool, now_ns: int) -> int:
         """A batch came in from the server's queue, where more waited behind it if `is_backlogged`."""
@@ -116,3 +103,7 @@ class Gearbox:
         self.gear += step
         self._since_ns = now_ns
         return step
+
+
+def _age_ns(times_ns: Times, now_ns: int) -> int:
+    return now_ns - int(times_ns.min()) if len(times_ns) else 0

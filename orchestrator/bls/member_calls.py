@@ -1,112 +1,50 @@
 """Asking members through BLS: one plain `exec` per member and chunk, members of a stage in parallel.
 
-Rows that break a member's batch are found by asking about a refused call's rows again, in halves. A backend that
-runs a batch as one call fails all of it for one row, and Triton's ONNX Runtime backend does so. The member's own
-batcher also merges the calls of several workers, so a call can fail for a row that was not in it. Therefore a
-refused call is made again while no other worker asks that member: whole, then in halves, and in the end twice more
-for rows that are still refused. Other cascades and clients go on meanwhile, so that a bad row of theirs can still
-fail one of ours, rarely. One bad row among n costs about 2 log2(n) further calls, and there is a bound:
-- While the member has answered no call it may itself be broken, and every further call is load on it: 31 calls,
-  which suffice to find every good row among 16.
-- A member that has answered part of a batch is alive: calls for eight bad rows.
-Rows left then fail without being asked about. A member that is not there is asked once and no more.
+Nothing can stop an `exec`. One that takes longer than `limits.member_timeout_ms` is given up: its stage goes on
+without that member, and whatever it says later is ignored. Its thread is lost until it returns, and so is one of
+the server's own, of which a cascade has 64; therefore `Breakers` counts such calls and leaves the member alone.
 """
 
+import math
+import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.bls.breaker import Breakers
 from orchestrator.bls.metrics import Counters
-from orchestrator.spec import CascadeSpec
+from orchestrator.bls.pieces import (
+    BAD_ROWS_OF_ALIVE,
+    CALLS_TO_SILENT,
+    EVERY_ROW,
+    REPEATS,
+    Ask,
+    BatchPieces,
+    Errors,
+    MemberOutputs,
+    Owners,
+    Refusal,
+    StageCall,
+    isolate,
+)
+from orchestrator.errors import for_clients
+from orchestrator.spec import CascadeSpec, FusedPrefix
 from orchestrator.spec.triton import ANY_VERSION
 
 Rows = npt.NDArray[Any]
-# By member's plan index and row of the batch, why the member failed for that row.
-Errors = dict[tuple[int, int], str]
-# Gives int64 (n,), the request of each row, where the rows of a request fail together anyway.
-Owners = Callable[[], npt.NDArray[np.int64]]
-CALLS_TO_SILENT = 31
-BAD_ROWS_OF_ALIVE = 8
-# How often a row that alone is refused is asked about again: another client's row may have been in its batch.
-REPEATS = 2
-# The row under which an error of a whole batch stands.
-EVERY_ROW = -1
+# Kinds of numpy dtypes that hold scores.
+_NUMBERS = "fiub"
 # The server's messages for a model that is not there, or takes no request now. Before 25.04 all have the code
 # INTERNAL, as a model's own errors do, so that only the words tell them apart.
 _NOT_THERE = ("Request for unknown model", "has no available versions", "Stub process")
 _NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a call gave no outputs."""
-
-    text: str  # one line
-    # whether any other rows would be refused as well, so that asking about fewer is of no use
-    is_final: bool = False
-    is_absent: bool = False  # whether the server has no such model or version, or it is dead
-
-
-# Gives the outputs of the rows from a first one to an end.
-Ask = Callable[[int, int], list[Rows] | Refusal]
-
-
-@dataclass(slots=True)
-class BatchPieces:
-    """The rows of a batch, answered or failed piece by piece."""
-
-    room: int  # further calls that a member which has answered some call may get
-    # first row, end and outputs of each piece that was answered
-    answered: list[tuple[int, int, list[Rows]]] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)  # by row, why it has no answer
-    further_calls: int = 0  # calls beyond one per part
-    is_over: bool = False  # whether a refusal was final
-
-    def note(self, start: int, end: int, said: list[Rows] | Refusal) -> bool:
-        """Keeps the outputs of rows, or why there are none; returns whether they were answered."""
-        if isinstance(said, Refusal):
-            self.failed.update(dict.fromkeys(range(start, end), said.text))
-            self.is_over |= said.is_final
-            return False
-        self.answered.append((start, end, said))
-        for row in range(start, end) if self.failed else ():
-            self.failed.pop(row, None)
-        return True
-
-    def ask_again(self, ask: Ask, start: int, end: int) -> bool:
-        """Makes a further call, as `note` does."""
-        self.further_calls += 1
-        return self.note(start, end, ask(start, end))
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a further call may be made."""
-        return not self.is_over and self.further_calls < (self.room if self.answered else CALLS_TO_SILENT)
-
-    def outputs(self, rows: int) -> list[Rows] | None:
-        """Every output for all n rows, NaN where a row has no answer; None where no row has one."""
-        if not self.answered:
-            return None
-        if len(self.answered) == 1 and not self.failed:
-            return self.answered[0][2]
-        whole = []
-        for index, first in enumerate(self.answered[0][2]):
-            # NaN marks rows that failed, and whole numbers have none.
-            dtype = np.float32 if self.failed and not np.issubdtype(first.dtype, np.floating) else first.dtype
-            output = np.empty((rows, *first.shape[1:]), dtype)
-            if self.failed:
-                output.fill(np.nan)
-            for start, end, outputs in self.answered:
-                output[start:end] = outputs[index]
-            whole.append(output)
-        return whole
 
 
 class Gate:
@@ -117,11 +55,18 @@ class Gate:
         self._changed = threading.Condition(self._lock)
         self._inside = 0
         self._is_shut = False
+        self._is_retired = False
+
+    def retire(self) -> None:
+        """Keeps nobody out or waiting any more, because a call inside may never return."""
+        with self._lock:
+            self._is_retired = True
+            self._changed.notify_all()
 
     def beside_others(self, ask: Ask, start: int, end: int) -> list[Rows] | Refusal:
         """One call, made as soon as nobody calls alone."""
         with self._lock:
-            while self._is_shut:
+            while self._is_shut and not self._is_retired:
                 self._changed.wait()
             self._inside += 1
         try:
@@ -136,10 +81,10 @@ class Gate:
     def alone(self) -> Iterator[None]:
         """Waits until everybody has left, and keeps them out meanwhile."""
         with self._lock:
-            while self._is_shut:
+            while self._is_shut and not self._is_retired:
                 self._changed.wait()
             self._is_shut = True
-            while self._inside:
+            while self._inside and not self._is_retired:
                 self._changed.wait()
         try:
             yield
@@ -174,40 +119,42 @@ class Gate:
                 return pieces
         if refused:
             with self.alone():
-                _isolate(ask, refused, pieces, owners)
+                isolate(ask, refused, pieces, owners)
         return pieces
 
 
-def _isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owners: Owners | None) -> None:
-    """Asks about refused parts again, and about halves of them, as long as there is room."""
-    whose = None if owners is None else owners()
-    bad = []
-    # Each part whole first, because a row of another client may have been at fault; the next part is the last.
-    waiting = refused[::-1]
-    while waiting and pieces.has_room:
-        start, end = waiting.pop()
-        if pieces.ask_again(ask, start, end):
-            continue
-        # Half of the rows may be answered, unless they all fail with one request.
-        if end - start > 1 and (whose is None or (whose[start:end] != whose[start]).any()):
-            middle = (start + end) // 2
-            waiting += [(middle, end), (start, middle)]
-        else:
-            bad.append((start, end))
-    for start, end in bad * REPEATS:
-        if start in pieces.failed and pieces.has_room:
-            pieces.ask_again(ask, start, end)
+class Helpers:
+    """Threads that make calls for other threads; one is started where none is idle, and some stay when idle."""
 
+    def __init__(self, most_idle: int) -> None:
+        self._most_idle = most_idle
+        self._idle = 0
+        self._lock = threading.Lock()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
-@dataclass(slots=True)
-class MemberOutputs:
-    """What a stage's members gave for n rows."""
+    def submit(self, work: Callable[[], None]) -> None:
+        """Has work done that raises nothing."""
+        with self._lock:
+            is_idle = self._idle > 0
+            self._idle -= is_idle
+        if not is_idle:
+            threading.Thread(target=self._loop, name="committee-member", daemon=True).start()
+        self._work.put(work)
 
-    # (n, k) per member in plan order, NaN in rows it failed for; None for a member that failed for all
-    outputs: list[Rows | None]
-    errors: Errors  # why members failed
-    # the fused prefix's outputs of the stages after it, (n, k) per member, NaN for rows it did not ask
-    later: Sequence[list[Rows]] = ()
+    def close(self) -> None:
+        """Ends idle threads now, and busy ones when their work is done."""
+        with self._lock:
+            self._most_idle, idle, self._idle = 0, self._idle, 0
+        for _ in range(idle):
+            self._work.put(None)
+
+    def _loop(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            with self._lock:
+                if self._idle >= self._most_idle:
+                    return
+                self._idle += 1
 
 
 @dataclass(eq=False)
@@ -230,59 +177,149 @@ class MemberCalls:
         places = iter(range(len(self._members)))
         # By stage, the plan indices of its members.
         self._places = [[next(places) for _ in stage.members] for stage in self.spec.stages]
+        self._logged_s: dict[str, float] = {}  # model name -> when its last error was logged
         self._gates = [Gate() for _ in self._members]
         self._prefix_gate = Gate()
         covered = () if self.spec.fused_prefix is None else self.spec.stages[: self.spec.fused_prefix.stages]
         self._prefix_outputs = [member.name for stage in covered for member in stage.members]
+        self._lock = threading.Lock()  # guards what becomes of calls
+        self._limit_s = self.spec.limits.member_timeout_ms / 1000
         # Stage 0 and the workers of every later stage may fan out at the same time.
-        extra = max(len(stage.members) - 1 for stage in self.spec.stages)
-        self._pool = ThreadPoolExecutor(extra * 4 or 1, "committee-member")
+        self._helpers = Helpers(1 + 4 * max(len(stage.members) - 1 for stage in self.spec.stages))
+        self._breakers = Breakers(self.spec, self.metrics, log=self.pb.Logger.log_warn, ask=self._fault_of)
 
     def ask(
-        self, stage: int, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None
-    ) -> MemberOutputs:
-        """Asks every member of a stage; what a member refuses is asked again in halves.
+        self,
+        call: StageCall,
+        tensor: Any | None = None,
+        *,
+        owners: Owners | None = None,
+        timeout_s: float | None = None,
+    ) -> MemberOutputs | None:
+        """Asks the members of a stage whose breakers let it; what a member refuses is asked again in halves.
 
         Args:
-            stage: which one.
-            rows: (n, *dims).
-            tensor: the server's tensor behind `rows`, forwarded without a copy where name and size allow.
+            call: the stage and the rows.
+            tensor: the server's tensor behind the rows, forwarded without a copy where name and size allow.
             owners: whose request each row belongs to; one that fails fails with all its rows.
+            timeout_s: gives the call up then; None where the caller's thread may be lost in it.
+
+        Returns:
+            what they gave; None where the call was given up meanwhile, and somebody else has that.
         """
-        if self.spec.stages[stage].on_failure == "answer":
+        if self.spec.stages[call.stage].on_failure == "answer":
             owners = None  # there each row gets what it can
-        first, *others = self._places[stage]
-        if not others:
-            output, errors = self._ask_member(stage, first, rows, tensor=tensor, owners=owners)
-            return MemberOutputs([output], errors)
-        # The calling thread asks the first member itself: one hand-over fewer.
-        ask = partial(self._ask_member, stage, rows=rows, tensor=tensor, owners=owners)
-        futures = [self._pool.submit(ask, place) for place in others]
-        said = [ask(first), *(future.result() for future in futures)]
-        errors = {key: text for _, failed in said for key, text in failed.items()}
-        return MemberOutputs([output for output, _ in said], errors)
+        places = self._places[call.stage]
+        refused = self._breakers.refusals(call.stage, places, call.rows)
+        call.said |= {place: (None, {(place, EVERY_ROW): text}) for place, text in refused.items()}
+        asked = [place for place in places if place not in refused]
+        call.cost = sum(self._members[place].cost for place in asked) if refused else None
+        # Counted before the members are asked: rows answered at a deadline meanwhile have cost it, too.
+        self.metrics.asked(len(call.rows), call.stage, call.cost)
+        by_helpers = asked if timeout_s is not None else asked[1:]
+        if by_helpers:
+            call.ready = threading.Lock()
+            call.ready.acquire()
+        call.is_asked = True
+        ask = partial(self._ask_for, call, tensor=tensor, owners=owners)
+        for place in by_helpers:
+            self._helpers.submit(partial(ask, place))
+        if len(by_helpers) < len(asked):
+            # The calling thread asks the first member itself: one hand-over fewer.
+            ask(asked[0])
+        if call.ready is not None and not call.ready.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            outputs = self.give_up(call)
+            if outputs is not None:
+                return outputs
+        with self._lock:
+            call.is_finished = not call.is_given_up
+        return self._outputs_of(call) if call.is_finished else None
+
+    def give_up(self, call: StageCall) -> MemberOutputs | None:
+        """Ends a call that has taken too long: members without an answer have failed.
+
+        Returns:
+            what the others gave; None where all have answered just now, which who asked takes note of.
+        """
+        with self._lock:
+            missing = [place for place in self._places[call.stage] if place not in call.said]
+            if call.is_finished or not call.is_asked or not missing:
+                return None
+            call.is_given_up = True
+            for place in missing:
+                # Whoever waits at the gate for the lost call would be lost, too.
+                gate, self._gates[place] = self._gates[place], Gate()
+                gate.retire()
+                text = self._breakers.give_up(place, call.rows)
+                name = self._members[place].name
+                call.said[place] = None, {(place, EVERY_ROW): f"stage {call.stage} member {name}: {text}"}
+        if call.ready is not None:
+            call.ready.release()
+        return self._outputs_of(call)
 
     def ask_stage0(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> MemberOutputs:
-        """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked."""
+        """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked.
+
+        The caller is the server's one thread for requests, and must come back. So helpers make the calls for it,
+        which costs some 15 us: a call that hangs in the thread itself would stop the cascade for good.
+        """
         prefix = self.spec.fused_prefix
-        if prefix is None or not self.may_ask_prefix():
-            return self.ask(0, rows, tensor, owners=owners)
+        if prefix is not None and self.may_ask_prefix() and self._breakers.is_closed(self._breakers.prefix):
+            ask = partial(self._ask_prefix, prefix, rows, tensor)
+            said = self._in_time(self._breakers.prefix, rows, ask)
+            if said is not None:
+                self.metrics.asked(len(rows), 0)
+                first, *later = [[said[place] for place in places] for places in self._places[: prefix.stages]]
+                return MemberOutputs(list(first), {}, later)
+        outputs = self.ask(StageCall(0, rows), tensor, owners=owners, timeout_s=self._limit_s)
+        assert outputs is not None, "nobody else gives this call up"
+        return outputs
+
+    def _ask_prefix(self, prefix: FusedPrefix, rows: Rows, tensor: Any | None) -> list[Rows] | None:
+        """The outputs (n, k) of the members that the prefix covers; None where it fails for any row."""
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
             said = self._exec(prefix.name, self._prefix_outputs, self._tensor(rows, start, end, given=tensor))
             # Final, because asking the members finds the rows at fault.
             return Refusal(said.text, is_final=True) if isinstance(said, Refusal) else said
 
+        failure = "its outputs have other shapes than its members'"
         try:
             pieces = self._prefix_gate.ask_in_pieces(call, len(rows), size=prefix.max_batch_size)
             said = None if pieces.failed else pieces.outputs(len(rows))
-        except Exception:  # whatever it was, the members can still be asked
-            said = None
+            failure = next(iter(pieces.failed.values()), failure)
+        except Exception as error:  # whatever it was, the members can still be asked
+            said, failure = None, f"{type(error).__name__} {error}"
         expected = (len(rows), self.spec.classes)
-        if said is None or any(output.shape != expected for output in said):
-            return self.ask(0, rows, tensor, owners=owners)
-        first, *later = [[said[place] for place in places] for places in self._places[: prefix.stages]]
-        return MemberOutputs(list(first), {}, later)
+        if said is not None and any(output.shape != expected for output in said):
+            said = None
+        output = None if said is None else said[0]
+        self._breakers.note(self._breakers.prefix, rows, output, failure=failure, is_certain=said is not None)
+        return said
+
+    def _in_time(self, place: int, rows: Rows, ask: Callable[[], list[Rows] | None]) -> list[Rows] | None:
+        """What the fused prefix says; None where it says nothing before the time limit."""
+        ready, said, given_up = threading.Lock(), list[list[Rows] | None](), list[bool]()
+        ready.acquire()
+
+        def run() -> None:
+            outputs = ask()
+            with self._lock:
+                if given_up:
+                    self._breakers.returned(place)
+                said.append(outputs)
+            ready.release()
+
+        self._helpers.submit(run)
+        ready.acquire(timeout=self._limit_s)
+        with self._lock:
+            if said:
+                return said[0]
+            given_up.append(True)
+            self._prefix_gate.retire()
+            self._prefix_gate = Gate()
+            self._breakers.give_up(place, rows)
+            return None
 
     def ask_about_row(self, model: str, row: Rows, *, version: int | None) -> Rows | Refusal:
         """The output of a version of a member, or of the fused prefix, for one row (1, *dims); float (1, k)."""
@@ -297,46 +334,92 @@ class MemberCalls:
         try:
             said = gate.beside_others(call, 0, len(row))
         except Exception as error:  # whatever the server's classes raise
-            return Refusal(f"{type(error).__name__} {error}")
+            return Refusal(self._for_clients(model, f"{type(error).__name__} {error}"))
         return said if isinstance(said, Refusal) else np.concatenate(said, axis=-1)
 
     def close(self) -> None:
-        """Ends the helper threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Ends the helper threads and the probes."""
+        self._breakers.stop()
+        self._helpers.close()
+
+    def _ask_for(self, call: StageCall, place: int, *, tensor: Any | None, owners: Owners | None) -> None:
+        """Asks a member for a call, and keeps what it says where the call still stands."""
+        output, failed, is_certain = self._ask_member(call, place, tensor=tensor, owners=owners)
+        if not call.is_given_up:  # else its failure has been noted already
+            failure = next(iter(failed.values()), "")
+            self._breakers.note(place, call.rows, output, failure=failure, is_certain=is_certain)
+        who = f"stage {call.stage} member {self._members[place].name}" if failed else ""
+        errors = {(place, row): f"{who}: {text}" for row, text in failed.items()}
+        with self._lock:
+            if call.is_given_up:
+                self._breakers.returned(place)
+                return
+            call.said[place] = output, errors
+            if call.ready is not None and len(call.said) == len(self._places[call.stage]):
+                call.ready.release()
+
+    def _outputs_of(self, call: StageCall) -> MemberOutputs:
+        said = [call.said[place] for place in self._places[call.stage]]
+        errors: Errors = {}
+        for _, failed in said:
+            errors |= failed
+        return MemberOutputs([output for output, _ in said], errors, cost=call.cost)
 
     def _ask_member(
-        self, stage: int, place: int, rows: Rows, *, tensor: Any | None, owners: Owners | None
-    ) -> tuple[Rows | None, Errors]:
-        """The output (n, k) of a stage's member, NaN in rows it failed for, and why it failed for them."""
-        member, gate = self._members[place], self._gates[place]
-        name, size = member.input or self.spec.input.name, member.max_batch_size
-        given = tensor if name == self.spec.input.name else None
+        self, call: StageCall, place: int, *, tensor: Any | None, owners: Owners | None
+    ) -> tuple[Rows | None, dict[int, str], bool]:
+        """Asks a stage's member.
 
-        def call(start: int, end: int) -> list[Rows] | Refusal:
-            said = self._exec(member.name, [member.output], self._tensor(rows, start, end, given=given, name=name))
-            expected = (end - start, self.spec.classes)
-            if isinstance(said, Refusal) or said[0].shape == expected:
-                return said
-            wrong = f"output {member.output} has shape {list(said[0].shape)}, expected {list(expected)}"
-            return Refusal(wrong, is_final=True)
-
+        Returns:
+            its output (n, k), NaN in rows it failed for; why, by row; whether that speaks of the member itself.
+        """
+        gate, rows, size = self._gates[place], len(call.rows), self._members[place].max_batch_size
+        ask = partial(self._ask_part, call, place, tensor)
         try:
             first = None
-            if len(rows) <= size:
-                said = gate.beside_others(call, 0, len(rows))
+            if rows <= size:
+                said = gate.beside_others(ask, 0, rows)
                 if not isinstance(said, Refusal):
-                    return said[0], {}
+                    return said[0], {}, True
                 first = said
-            pieces = gate.ask_in_pieces(call, len(rows), size=size, owners=owners, first=first)
-            outputs = pieces.outputs(len(rows))
+            pieces = gate.ask_in_pieces(ask, rows, size=size, owners=owners, first=first)
+            outputs = pieces.outputs(rows)
         except Exception as error:  # a caller waits: whatever broke must become its answer
-            failed, outputs = {EVERY_ROW: f"{type(error).__name__} {error}"}, None
-        else:
-            failed = pieces.failed
-            if pieces.further_calls:
-                self.metrics.asked_again(place, pieces.further_calls)
-        errors = {(place, row): f"stage {stage} member {member.name}: {text}" for row, text in failed.items()}
-        return None if outputs is None else outputs[0], errors
+            text = self._for_clients(self._members[place].name, f"{type(error).__name__} {error}")
+            return None, {EVERY_ROW: text}, True
+        if pieces.further_calls:
+            self.metrics.asked_again(place, pieces.further_calls)
+        return None if outputs is None else outputs[0], pieces.failed, pieces.is_over
+
+    def _ask_part(
+        self, call: StageCall, place: int, tensor: Any | None, start: int, end: int
+    ) -> list[Rows] | Refusal:
+        """Asks a member about some of a call's rows; `tensor` is the server's of all."""
+        if call.is_given_up:
+            return Refusal("given up", is_final=True)
+        member = self._members[place]
+        name = member.input or self.spec.input.name
+        given = tensor if name == self.spec.input.name else None
+        said = self._exec(
+            member.name, [member.output], self._tensor(call.rows, start, end, given=given, name=name)
+        )
+        expected = (end - start, self.spec.classes)
+        if isinstance(said, Refusal) or said[0].shape == expected:
+            return said
+        wrong = f"output {member.output} has shape {list(said[0].shape)}, expected {list(expected)}"
+        return Refusal(wrong, is_final=True)
+
+    def _fault_of(self, model: str, row: Rows) -> str | None:
+        """Why a member or the fused prefix does not answer a row (1, *dims); None where it does."""
+        try:
+            said = self.ask_about_row(model, row, version=None)
+        except Exception as error:  # a breaker waits: whatever it was, no answer has come
+            said = Refusal(f"{type(error).__name__} {error}")
+        if isinstance(said, Refusal):
+            return said.text
+        is_prefix = self.spec.fused_prefix is not None and model == self.spec.fused_prefix.name
+        expected = (1, self.spec.classes * (len(self._prefix_outputs) if is_prefix else 1))
+        return None if said.shape == expected else f"output of shape {list(said.shape)}, expected {list(expected)}"
 
     def _tensor(
         self, rows: Rows, start: int, end: int, *, given: Any | None = None, name: str | None = None
@@ -360,7 +443,7 @@ class MemberCalls:
         response = request.exec()
         if response.has_error():
             error = response.error()
-            text = " ".join(str(error.message()).split())
+            text = self._for_clients(model, str(error.message()))
             absent = f"'{model}' is not ready" in text or any(words in text for words in _NOT_THERE)
             later = any(words in text for words in _NOT_NOW) or error.code() in self._final_codes
             return Refusal(text, is_final=absent or later, is_absent=absent)
@@ -369,6 +452,19 @@ class MemberCalls:
             output = self.pb.get_output_tensor_by_name(response, name)
             if output is None:
                 return Refusal(f"answered without its output {name}", is_final=True)
+            array = output.as_numpy()
+            if array.dtype.kind not in _NUMBERS:
+                got = "text" if array.dtype.kind in "OSU" else array.dtype
+                return Refusal(f"output {name} holds {got}, expected numbers", is_final=True)
             # The view dies with the response, which frees its shared memory; the sums outlive it.
-            arrays.append(output.as_numpy().copy())
+            arrays.append(array.copy())
         return arrays
+
+    def _for_clients(self, model: str, said: str) -> str:
+        """What clients may read of an error; the log has all of it, once a second and member."""
+        text, now_s = for_clients(said), time.monotonic()
+        whole = " ".join(said.split())
+        if text != whole and now_s - self._logged_s.get(model, -math.inf) >= 1:
+            self._logged_s[model] = now_s
+            self.pb.Logger.log_warn(f"committee: {model} failed: {whole}")
+        return text

@@ -1,10 +1,12 @@
 """Watches in a thread whether the members are as planned; while one is not, the cascade answers no request.
 
-Members are asked about one row now and then, in a thread of its own, so that a member that hangs does not keep the
-watch from noticing that a file changes.
+Members are asked about one row now and then, in threads of their own, so that a member that hangs keeps the watch
+from noticing neither that a file changes nor what another member says. What a process that died was asked is never
+answered, so a member that owes an answer for long is asked once more.
 """
 
 import math
+import os
 import threading
 import time
 from collections import Counter
@@ -15,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.bls.member_calls import MemberCalls, Refusal, Rows
+from orchestrator.bls.member_calls import MemberCalls, Rows
+from orchestrator.bls.pieces import Refusal
+from orchestrator.bls.replacement import is_model_ready, missing_members
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.planned_models import PlannedModel, planned_models
@@ -30,6 +34,8 @@ FIRST_TURN_S = 2.0
 MOST_REFUSALS = 3
 # The same row gives the same scores but for rounding; other weights differ by more than this share of the largest.
 TOLERANCE = 1e-3
+# A member that owes an answer for so long is asked once more, and after twice that once more again.
+OWED_S = 1.0
 # How often files are looked at.
 LOOK_S = 0.5
 # A changed file that takes longer to read than this counts as another file until it has been read.
@@ -63,6 +69,9 @@ class MemberProbes:
 
     def __post_init__(self) -> None:
         self._found: dict[tuple[str, int | None], Probe] = {}
+        # Calls that have not come back since the last answer, and when another is made.
+        self._owed: dict[tuple[str, int | None], tuple[int, float]] = {}
+        self._callers: set[threading.Thread] = set()
         self._refusals: Counter[str] = Counter()
         self._turned = threading.Event()
         self._stop = threading.Event()
@@ -76,9 +85,12 @@ class MemberProbes:
         self._turned.wait(FIRST_TURN_S)
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """Ends the threads, but for those whose calls do not come back."""
         self._stop.set()
-        self._thread.join(timeout=5)
+        until_s = time.monotonic() + 5
+        for thread in (self._thread, *self._callers):
+            if thread.ident is not None:
+                thread.join(timeout=max(0.0, until_s - time.monotonic()))
 
     def of(self, name: str, version: int | None) -> Probe:
         """The last answer of a version, None for any; one that was not asked yet will be."""
@@ -103,18 +115,37 @@ class MemberProbes:
     def _loop(self) -> None:
         while not self._stop.is_set():
             try:
-                self._turn()
+                self._ask_those_due(time.monotonic())
             except Exception as error:  # the next turn may go well
-                self.pb.Logger.log_error(f"committee: probes: {type(error).__name__}: {error}")
-            self._turned.set()
+                self._log(error)
+            if not self._owed:
+                self._turned.set()
             self._stop.wait(TURN_S)
 
-    def _turn(self) -> None:
-        for (name, version), known in list(self._found.items()):
-            now_s = time.monotonic()
-            is_due = now_s >= known.until_s or now_s < self.hurry_until_s.get(name, 0.0)
-            if is_due and known.until_s < math.inf and not self._stop.is_set():
-                self._found[name, version] = self._asked(name, version)
+    def _ask_those_due(self, now_s: float) -> None:
+        for key, known in list(self._found.items()):
+            calls, again_s = self._owed.get(key, (0, 0.0))
+            is_due = now_s >= known.until_s or now_s < self.hurry_until_s.get(key[0], 0.0)
+            if is_due and known.until_s < math.inf and now_s >= again_s:
+                self._owed[key] = calls + 1, now_s + OWED_S * 2**calls
+                caller = threading.Thread(target=self._ask, args=key, name="committee-probe", daemon=True)
+                caller.start()
+
+    def _log(self, error: Exception) -> None:
+        self.pb.Logger.log_error(f"committee: probes: {type(error).__name__}: {error}")
+
+    def _ask(self, name: str, version: int | None) -> None:
+        self._callers.add(threading.current_thread())
+        try:
+            said = self._asked(name, version)
+            if said.began_s > self._found[name, version].began_s:
+                self._found[name, version] = said
+        except Exception as error:  # the next call may go well
+            self._log(error)
+        self._owed.pop((name, version), None)
+        self._callers.discard(threading.current_thread())
+        if not self._owed:
+            self._turned.set()
 
     def _asked(self, name: str, version: int | None) -> Probe:
         began_s = time.monotonic()
@@ -180,10 +211,11 @@ class MemberWatch:
         self._thread: threading.Thread | None = None
 
     def load(self) -> None:
-        """Compares versions and files that can be seen, before the server is up.
+        """Compares versions and files that can be seen, while the server starts or serves another version.
 
         Raises:
-            SpecError: a member is another than the thresholds were fitted on.
+            SpecError: a member is another than the thresholds were fitted on, or is missing while another version
+                of the cascade serves, which then stays.
         """
         self._say_what_is_not_verified()
         self._say_what_this_processor_lacks()
@@ -193,6 +225,11 @@ class MemberWatch:
         if differ:
             fix = "plan again, or set the config parameter verify_hashes to no"
             raise SpecError(f"cascade {self._spec.name}", differ, fix=fix)
+        # Triton is the parent of the processes that its Python models run in.
+        missing = missing_members(self._pb, self._spec.name, self._members, server=os.getppid())
+        if missing:
+            fix = "load them first and then this cascade; the version that serves stays"
+            raise SpecError(f"cascade {self._spec.name}", missing, fix=fix)
         self._take_versions()
 
     def bind(self, calls: MemberCalls, *, on_fault: Callable[[str], None]) -> None:
@@ -204,15 +241,24 @@ class MemberWatch:
         return self._prefix_fault is None
 
     def begin(self, row: Rows) -> None:
-        """Starts to watch with a row (1, *dims) of the first request; the server is up by then."""
+        """Starts to watch with a row (1, *dims) of the first request; the server is up by then.
+
+        Where that fails, for want of a thread say, the next request may try again.
+        """
         if self._probes is not None:
             return
         assert self._calls is not None, "bound before the first request"
-        self._probes = MemberProbes(self._pb, self._calls, row.copy())
-        self._probes.begin(model for model in self._models if model.has_hash)
-        self.look()
-        self._thread = threading.Thread(target=self._loop, name="committee-members", daemon=True)
-        self._thread.start()
+        self._probes = probes = MemberProbes(self._pb, self._calls, row.copy())
+        try:
+            probes.begin(model for model in self._models if model.has_hash)
+            self.look()
+            thread = threading.Thread(target=self._loop, name="committee-members", daemon=True)
+            thread.start()
+            self._thread = thread
+        except Exception as error:  # the requests must be refused, and the watch begun by others
+            self._probes, self.fault = None, NOT_LOOKED
+            probes.stop()
+            self._pb.Logger.log_error(f"committee: members: {type(error).__name__}: {error}")
 
     def look(self) -> None:
         """Compares everything now."""
@@ -296,7 +342,7 @@ class MemberWatch:
         if self._probes is not None:
             return self._probes.is_there(name, version)
         try:
-            return bool(self._pb.is_model_ready(name, "" if version is None else str(version)))
+            return is_model_ready(self._pb, name, version)
         except Exception:  # the server starts or stops, so nothing is known, and requests must wait
             self._is_complete = False
             return True

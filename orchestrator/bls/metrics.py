@@ -28,10 +28,15 @@ HELP = {
     "committee_status_total": "Rows answered with a status bit, by bit.",
     "committee_member_failures_total": "Rows a member failed on.",
     "committee_asked_again_total": "Member calls made again for part of a batch, to find the rows that break it.",
+    "committee_table_full_rows_total": "Rows refused because the table of deferred rows was full.",
     "committee_failed_rows_total": "Rows whose request was answered with an error by the runtime.",
     "committee_cost_total": "Cost of every member asked, in the plan's cost unit.",
     "committee_gear": "Gear whose thresholds decide about arriving rows, 0 for the plan's own.",
     "committee_gear_shifts_total": "Shifts to a cheaper gear and back to a dearer one, by direction.",
+    "committee_breaker_state": "Whether a stage asks its member: 0 yes, 1 no, 2 no, and a probe is out.",
+    "committee_breaker_opened_total": "Times a breaker opened because most calls of a stage's member failed.",
+    "committee_calls_given_up_total": "Calls of a stage's member without an answer at the time limit.",
+    "committee_calls_out": "Calls of a stage's member given up that have not returned; each holds a thread.",
     "committee_latency_us_bucket": "Requests answered within le microseconds.",
     "committee_latency_us_sum": "Microseconds from arrival to answer, summed over requests.",
     "committee_latency_us_count": "Requests answered.",
@@ -39,21 +44,26 @@ HELP = {
 
 
 class Counters:
-    """Counts from any thread; `gear` is the current one, None for a plan without gears."""
+    """Counts from any thread; `gauges` are shown as they are."""
 
     def __init__(self, spec: CascadeSpec) -> None:
         self._members = [member.name for member in spec.members]
         self._costs = [stage.cost for stage in spec.stages]
         self._lock = threading.Lock()
         self._taken_ns: list[int] = []
-        self.gear = None if spec.gears is None else 0.0
+        self.gauges: dict[Key, float] = {} if spec.gears is None else {_key("committee_gear"): 0.0}
         stages = range(len(spec.stages))
         # Spelled out once: making a key for every batch took longer than counting.
         self._rows_key, self._cost_key = _key("committee_rows_total"), _key("committee_cost_total")
         self._exit_keys = [_key("committee_exits_total", stage=stage) for stage in stages]
         self._deferred_keys = [_key("committee_deferred_total", stage=stage) for stage in stages[:-1]]
         of_members = ("committee_member_failures_total", "committee_asked_again_total")
-        sums = ("committee_failed_rows_total", "committee_latency_us_sum", "committee_latency_us_count")
+        sums = (
+            "committee_failed_rows_total",
+            "committee_table_full_rows_total",
+            "committee_latency_us_sum",
+            "committee_latency_us_count",
+        )
         shifts = () if spec.gears is None else ("cheaper", "dearer")
         # Every series exists from the start: a counter that appears late loses its first increase.
         keys = [
@@ -69,16 +79,15 @@ class Counters:
     def _add(self, name: str, value: float, **labels: object) -> None:
         self._sums[_key(name, **labels)] += float(value)
 
-    def asked(self, rows: int, stage: int) -> None:
-        """A later stage's members were asked about rows."""
+    def asked(self, rows: int, stage: int, cost: float | None = None) -> None:
+        """A stage's members are asked about rows, where a cost per row is given not all of them."""
         with self._lock:
-            self._sums[self._cost_key] += rows * self._costs[stage]
+            self._sums[self._cost_key] += rows * (self._costs[stage] if cost is None else cost)
 
     def arrived(self, rows: int) -> None:
-        """Rows arrived, and stage 0 is asked about them."""
+        """Rows arrived."""
         with self._lock:
             self._sums[self._rows_key] += rows
-            self._sums[self._cost_key] += rows * self._costs[0]
 
     def answered_early(self, rows: int, statuses: npt.NDArray[np.int32] | None) -> None:
         """Requests of so many rows left at stage 0; statuses int32 (n,), None where all are 0."""
@@ -96,6 +105,11 @@ class Counters:
         """Rows whose request got an error."""
         with self._lock:
             self._add("committee_failed_rows_total", rows)
+
+    def turned_away(self, rows: int) -> None:
+        """Rows found the table full; their request is refused."""
+        with self._lock:
+            self._add("committee_table_full_rows_total", rows)
 
     def outcome(self, outcome: StageOutcome) -> None:
         """One batch was decided."""
@@ -123,8 +137,33 @@ class Counters:
     def shifted(self, gear: int, step: int) -> None:
         """The gear changed by a step, to the one given."""
         with self._lock:
-            self.gear = float(gear)
+            self.gauges[_key("committee_gear")] = float(gear)
             self._add("committee_gear_shifts_total", abs(step), direction="cheaper" if step > 0 else "dearer")
+
+    def breaker_is(self, state: int, stage: int, member: str) -> None:
+        """The breaker of a stage's member is in a state of `BREAKER_STATES` now."""
+        labels = {"stage": stage, "member": member}
+        with self._lock:
+            self.gauges[_key("committee_breaker_state", **labels)] = float(state)
+            # Here as well, so that the series exists from the start.
+            self._sums.setdefault(_key("committee_breaker_opened_total", **labels), 0.0)
+
+    def breaker_opened(self, stage: int, member: str) -> None:
+        """The breaker of a stage's member opened."""
+        with self._lock:
+            self._add("committee_breaker_opened_total", 1, stage=stage, member=member)
+
+    def call_given_up(self, stage: int, member: str) -> None:
+        """A call of a stage's member had no answer at the time limit."""
+        with self._lock:
+            self._add("committee_calls_given_up_total", 1, stage=stage, member=member)
+
+    def lost_calls(self, calls: int, stage: int, member: str) -> None:
+        """So many calls of a stage's member were given up and have not returned."""
+        labels = {"stage": stage, "member": member}
+        with self._lock:
+            self.gauges[_key("committee_calls_out", **labels)] = float(calls)
+            self._sums.setdefault(_key("committee_calls_given_up_total", **labels), 0.0)
 
     def latencies(self, taken_ns: Sequence[int]) -> None:
         """Requests were answered after so many nanoseconds; they are put into buckets off the path."""
@@ -190,8 +229,8 @@ class MetricsFlusher:
             metric = self._metric(key, self._pb.MetricFamily.COUNTER)
             if value:  # most counters stand still, and every call of the server's API costs
                 metric.increment(value)
-        if (gear := self._counters.gear) is not None:
-            self._metric(_key("committee_gear"), self._pb.MetricFamily.GAUGE).set(gear)
+        for key, value in self._counters.gauges.items():
+            self._metric(key, self._pb.MetricFamily.GAUGE).set(value)
 
     def _metric(self, key: Key, kind: Any) -> Any:
         if key not in self._metrics:
@@ -204,4 +243,7 @@ class MetricsFlusher:
 
     def _loop(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):
-            self.flush()
+            try:
+                self.flush()
+            except Exception as error:  # the next flush may go well
+                self._pb.Logger.log_warn(f"committee: metrics: {type(error).__name__}: {error}")

@@ -4,8 +4,9 @@ The others wait for later stages in the scheduler's table.
 """
 
 import json
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -15,14 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.bls.member_calls import MemberCalls, MemberOutputs
+from orchestrator.bls.door import Door
+from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.member_watch import NOT_LOOKED, MemberWatch
 from orchestrator.bls.metrics import Counters, MetricsFlusher
+from orchestrator.bls.pieces import EVERY_ROW, MemberOutputs
 from orchestrator.bls.requests import (
     HOPELESS,
     INTERNAL,
     LATE,
     UNAVAILABLE,
+    HeldRequests,
     PendingRequest,
     PendingRequests,
     Reply,
@@ -34,6 +38,7 @@ from orchestrator.bls.requests import (
 from orchestrator.bls.scheduler import Scheduler, Workers
 from orchestrator.decision import (
     DEFAULT,
+    Arrivals,
     CascadeRun,
     EarlyExit,
     StageResult,
@@ -41,6 +46,7 @@ from orchestrator.decision import (
     plain_arrivals,
 )
 from orchestrator.errors import SpecError
+from orchestrator.probe import DrainMark, draining_text
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.planned_models import verifies_hashes
@@ -86,24 +92,41 @@ class CascadeModel:
         watch.load()
         self.spec = spec
         self._reader = RequestReader(pb, spec)
-        self._responder = responder = Responder(pb, spec)
+        run, pending = CascadeRun(spec), PendingRequests()
+        self._responder = responder = Responder(pb, spec, pending)
         self._metrics = metrics = Counters(spec)
         self._calls = calls = MemberCalls(
             pb, spec, metrics, versions=watch.versions, may_ask_prefix=watch.may_ask_prefix
         )
-        run, pending = CascadeRun(spec), PendingRequests()
+        self._pending, self._held = pending, HeldRequests()
+        # Triton is the parent of the processes that its Python models run in.
+        self._drain = DrainMark(spec.name, os.getppid())
         self._scheduler = scheduler = Scheduler(spec, run, pending=pending, metrics=metrics)
         self._stage0 = Stage0(
-            spec, run, pending=pending, calls=calls, scheduler=scheduler, metrics=metrics, responder=responder
+            spec,
+            run,
+            pending=pending,
+            calls=calls,
+            scheduler=scheduler,
+            metrics=metrics,
+            responder=responder,
+            log=pb.Logger.log_warn,
         )
         self._workers = Workers(
-            spec, scheduler, calls=calls, metrics=metrics, send=self._send, log=pb.Logger.log_error
+            spec,
+            scheduler,
+            calls=calls,
+            metrics=metrics,
+            send=self._send,
+            is_cancelled=responder.is_cancelled,
+            log=pb.Logger.log_error,
         )
         watch.bind(calls, on_fault=self._workers.refuse_all)
         self._flusher = MetricsFlusher(pb, metrics, model=args["model_name"])
         self._flusher.start()
         # Last, because the server forgets a model whose initialize raises, and its threads would go on.
         self._workers.start()
+        self._drain.start()
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """Answers what stage 0 is sure of and keeps the rest.
@@ -111,7 +134,7 @@ class CascadeModel:
         Returns the responses that are decided by then, with None for requests that get theirs by sender, later;
         the server takes both in one list. A response by sender is a message of its own between the processes.
         """
-        if self._watch.fault not in (None, NOT_LOOKED):
+        if self._drain.is_set or self._watch.fault not in (None, NOT_LOOKED):
             return self._refuse_all(requests)
         batch, rows, refused = self._reader.read_all(requests)
         if batch and self._watch.fault is not None:
@@ -128,13 +151,14 @@ class CascadeModel:
         return [answered.get(place) for place in range(len(requests))] if answered else None
 
     def is_ready(self) -> bool:
-        """Whether every member is as planned; the server asks from 26.03 on, and gives it five seconds."""
-        return self._watch.is_ready
+        """Whether it takes requests, every member as planned; asked from 26.03 on, and given five seconds."""
+        return not self._drain.is_set and self._watch.is_ready
 
     def finalize(self) -> None:
         """Lets deferred rows finish and ends the threads."""
         if not hasattr(self, "_workers"):
             return
+        self._drain.stop()
         self._watch.stop()
         self._workers.stop()
         self._calls.close()
@@ -143,6 +167,7 @@ class CascadeModel:
     def _answers(self, batch: list[PendingRequest], rows: Rows) -> list[tuple[int, Any]]:
         """The responses that are decided once stage 0 has been asked, each with the place of its request."""
         answered: list[tuple[PendingRequest, Any]] = []
+        self._held.add([one.token for one in batch])
         try:
             answered.extend(self._stage0.answer(batch, rows))
         except Exception as error:  # raising would fail every request, also those answered already
@@ -155,14 +180,18 @@ class CascadeModel:
             self._scheduler.batch_finished()
         now_ns = time.monotonic_ns()
         self._metrics.latencies([now_ns - one.arrived_ns for one, _ in answered])
+        self._held.remove([one.token for one, _ in answered])
         return [(one.place, response) for one, response in answered]
 
     def _send(self, reply: Reply) -> None:
         if self._watch.fault is not None and reply.columns is not None:
             reply = Reply(reply.request, None, *self._unavailable())
         self._responder.send(reply)
+        self._held.remove([reply.request.token])
 
     def _unavailable(self) -> tuple[str, str]:
+        if self._drain.is_set:
+            return draining_text(self.spec.name, len(self._pending)), UNAVAILABLE
         return self._watch.refusal(self._watch.fault or NOT_LOOKED), UNAVAILABLE
 
     def _refuse_all(self, requests: Sequence[Any]) -> list[Any]:
@@ -186,11 +215,12 @@ class Stage0:
     scheduler: Scheduler
     metrics: Counters
     responder: Responder
+    log: Callable[[str], None]  # writes one line to the server's log
 
     def __post_init__(self) -> None:
         self._fast_path = self.run.fast_path
         self._has_gears = self.spec.gears is not None
-        self._max_deferred_rows = self.spec.limits.max_deferred_rows
+        self._door = Door(self.spec.limits.max_deferred_rows, self.scheduler, self.log)
         self._admission = AdmissionControl(self.spec.limits.max_batch_size)
 
     def answer(self, batch: Sequence[PendingRequest], rows: Rows) -> Iterator[Answered]:
@@ -211,20 +241,22 @@ class Stage0:
             yield from self._refuse_late(batch)
             if has_deadlines:
                 self.scheduler.watch_deadlines(batch)
-            self._wait_for_room(len(rows))
+            has_room = self._has_room(batch, len(rows))
             live = [one for one in batch if one in self.pending]
             if 0 < len(live) < len(batch):
                 rows = merged([inputs[one.token][1] for one in live])
             batch, tensor = live, inputs[live[0].token][0] if len(live) == 1 else None
         else:
-            self._wait_for_room(len(rows))
+            has_room = self._has_room(batch, len(rows))
         if not batch:
             self._admission.batch_finished(time.monotonic_ns())
             return
         self.metrics.arrived(len(rows))
         start_ns = time.monotonic_ns()
         outputs = self.calls.ask_stage0(
-            rows, tensor, owners=lambda: np.repeat([one.token for one in batch], [one.count for one in batch])
+            rows,
+            tensor,
+            owners=lambda: np.repeat([one.token for one in batch], [one.count for one in batch]),
         )
         self._admission.batch_finished(time.monotonic_ns(), asked_ns=start_ns)
         result = self._fast_path.stage0(len(rows), outputs.outputs)
@@ -233,15 +265,54 @@ class Stage0:
         starts = [0] if len(batch) == 1 else [0, *accumulate(one.count for one in batch)][:-1]
         leaves = _leave_early(batch, early.exits, starts)
         if not all(leaves):
-            for reply in self._admit(batch, rows, result=result, outputs=outputs, leaves=leaves, gear=gear):
-                yield reply.request, self.responder.response(reply)
+            gone = leaves
+            if not has_room:
+                deferred = self.run.deferred(self._arrivals(batch, gear), result)
+                full = self._without_room(batch, leaves, deferred)
+                yield from self._turn_away([(batch[place], in_table) for place, in_table in full.items()])
+                gone = [is_sure or place in full for place, is_sure in enumerate(leaves)]
+            admit = partial(self._admit, batch, rows, result=result, outputs=outputs, gear=gear)
+            yield from self._defer(admit, gone)
         sure = [(one, start) for one, start, is_sure in zip(batch, starts, leaves, strict=True) if is_sure]
         yield from self._answer_early(sure, early, has_deadlines=has_deadlines)
 
-    def _wait_for_room(self, rows: int) -> None:
+    def _defer(self, admit: Callable[..., list[Reply]], gone: Sequence[bool]) -> Iterator[Answered]:
+        """Admits the requests that are not gone; gives the responses decided by then."""
+        if not all(gone):
+            for reply in admit(leaves=gone):
+                yield reply.request, self.responder.response(reply)
+
+    def _has_room(self, batch: Sequence[PendingRequest], rows: int) -> bool:
         # Without the lock, because rows come in through this thread alone: behind its back they only get fewer.
-        if self.run.rows_in_table + rows > self._max_deferred_rows:
-            self.scheduler.wait_for_room(rows)
+        fits = self.run.rows_in_table + rows <= self._door.limit_rows and not self._door.is_shut
+        return fits or self._door.has_room(batch, rows)
+
+    def _without_room(
+        self, batch: Sequence[PendingRequest], leaves: Sequence[bool], deferred: npt.NDArray[np.bool_]
+    ) -> dict[int, int]:
+        """Requests whose deferred rows find the table full, by place, with its rows; others may yet enter it.
+
+        Which rows are deferred, (n,), is for all rows of the batch; a request without any finds room always.
+        """
+        in_table, start, full = self.run.rows_in_table, 0, {}
+        for place, (one, is_sure) in enumerate(zip(batch, leaves, strict=True)):
+            count = 0 if is_sure else int(np.count_nonzero(deferred[start : start + one.count]))
+            start += one.count
+            if not count or not in_table or in_table + count <= self._door.limit_rows:
+                in_table += count
+            else:
+                full[place] = in_table
+        return full
+
+    def _turn_away(self, full: Sequence[tuple[PendingRequest, int]]) -> Iterator[Answered]:
+        """Refuses requests that find so many rows in the table."""
+        for one, in_table in full:
+            response = self.responder.error(self._door.refusal(in_table), UNAVAILABLE)
+            if self.scheduler.pop_all([one])[0]:
+                yield one, response
+                self._door.refused_rows += one.count
+                self.metrics.refused(one.count)
+                self.metrics.turned_away(one.count)
 
     def _refuse_late(self, batch: Sequence[PendingRequest]) -> Iterator[Answered]:
         """Looks at the queue in front; refuses requests that came too late to be answered in time."""
@@ -250,9 +321,10 @@ class Stage0:
         if self._has_gears:
             self.scheduler.batch_started(is_backlogged=is_backlogged)
         for one in self._admission.too_late(batch, is_backlogged=is_backlogged, now_ns=now_ns):
+            message = LATE if (one.time_left_ns(now_ns) or 0) <= 0 else HOPELESS
+            response = self.responder.error(message, UNAVAILABLE)
             if self.pending.pop(one):
-                message = LATE if (one.time_left_ns(now_ns) or 0) <= 0 else HOPELESS
-                yield one, self.responder.error(message, UNAVAILABLE)
+                yield one, response
                 self.metrics.refused(one.count)
 
     def _answer_early(
@@ -286,22 +358,30 @@ class Stage0:
         leaves: Sequence[bool],
         gear: int,
     ) -> list[Reply]:
-        """Hands the requests that do not leave early to the table; returns replies to those decided by now."""
+        """Hands the requests that do not leave now to the table; returns replies to those decided by then."""
         unsure = [one for one, is_sure in zip(batch, leaves, strict=True) if not is_sure]
         later: Sequence[Sequence[Rows]] = outputs.later
+        errors = outputs.errors
         if len(unsure) < len(batch):
             pick = np.flatnonzero(np.repeat(~np.array(leaves), [one.count for one in batch]))
             rows, result, later = rows[pick], result[pick], [[said[pick] for said in part] for part in later]
-        policies = [one.policy for one in unsure]
+            now_at = {EVERY_ROW: EVERY_ROW, **{row: at for at, row in enumerate(pick.tolist() if errors else ())}}
+            errors = {(member, now_at[row]): text for (member, row), text in errors.items() if row in now_at}
+        arrivals = self._arrivals(unsure, gear)
+        return self.scheduler.admit(
+            unsure, arrivals, rows=rows, result=result, later=later, errors=errors, cost=outputs.cost
+        )
+
+    def _arrivals(self, requests: Sequence[PendingRequest], gear: int) -> Arrivals:
+        policies = [one.policy for one in requests]
         is_plain = all(policy is DEFAULT for policy in policies)
-        arrivals = (plain_arrivals if is_plain else partial(arrivals_from_policies, policies=policies))(
-            [one.token for one in unsure],
-            [one.count for one in unsure],
-            now_ns=[one.arrived_ns for one in unsure],
+        return (plain_arrivals if is_plain else partial(arrivals_from_policies, policies=policies))(
+            [one.token for one in requests],
+            [one.count for one in requests],
+            now_ns=[one.arrived_ns for one in requests],
             default_deadline_us=self.spec.limits.default_deadline_us,
             gear=gear,
         )
-        return self.scheduler.admit(unsure, arrivals, rows=rows, result=result, later=later, errors=outputs.errors)
 
 
 def _leave_early(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.bls.member_calls import EVERY_ROW, Errors
+from orchestrator.bls.pieces import EVERY_ROW, Errors
 from orchestrator.decision import (
     DEFAULT,
     AnsweredRows,
@@ -20,17 +21,19 @@ from orchestrator.decision import (
     Policy,
     policy_from_parameters,
 )
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, for_clients
+from orchestrator.probe import LATE_WORDS
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
+from orchestrator.spec.held_requests import number_of_held_requests
 
 Rows = npt.NDArray[Any]
 Columns = dict[str, Rows]
 INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
 # Nearly every request wants all outputs, and one set for them is cheaper than one each.
 ALL_OUTPUTS = frozenset(ANSWER_COLUMNS)
-LATE = "deadline passed before any stage had answered"
-HOPELESS = "deadline too near: the queue is so long that no stage can answer by then"
+LATE = f"{LATE_WORDS[0]} before any stage had answered"
+HOPELESS = f"{LATE_WORDS[1]}: the queue is so long that no stage can answer by then"
 # Outputs that all answers of stage 0 have in common, unless a status bit was earned.
 CONSTANT = ("exit_stage", "cost", "status")
 # Sizes of request whose constant outputs are kept.
@@ -125,6 +128,29 @@ class PendingRequests:
         for token in tokens:
             del self._deadlines_ns[token]
         return [self._by_token[token] for token in tokens if token in self._by_token]
+
+
+class HeldRequests:
+    """The requests, by token, that this process has taken and not yet answered; used from several threads."""
+
+    def __init__(self) -> None:
+        self._tokens: set[int] = set()
+        self._number = number_of_held_requests()
+
+    def add(self, tokens: Iterable[int]) -> None:
+        """Notes requests, before any of them can be answered."""
+        self._tokens.update(tokens)
+        self._write()
+
+    def remove(self, tokens: Iterable[int]) -> None:
+        """Forgets requests whose responses are out of the model's hands."""
+        self._tokens.difference_update(tokens)
+        self._write()
+
+    def _write(self) -> None:
+        # Threads may store in another order than they counted in, so each one counts again after it has stored.
+        while self._number[0] != (number := len(self._tokens)):
+            self._number[0] = number
 
 
 class RequestReader:
@@ -306,13 +332,18 @@ def completed(answers: AnsweredRows, pending: PendingRequests) -> list[tuple[Pen
 class Responder:
     """Builds the server's response objects, and sends those of late answers."""
 
-    def __init__(self, pb_utils: Any, spec: CascadeSpec) -> None:
+    def __init__(self, pb_utils: Any, spec: CascadeSpec, pending: PendingRequests) -> None:
         self._pb = pb_utils
+        self._pending = pending
+        self._looking = threading.Lock()
+        self._looked_at: PendingRequest | None = None
         self._cost = np.float32(spec.stages[0].cost)
         self._constant: dict[int, list[Any]] = {}
 
     def error(self, message: str, code: str) -> Any:
-        """A response that carries an error code, by its name in TritonError."""
+        """A response that carries an error code, by its name in TritonError; the log has faults of ours whole."""
+        if code == INTERNAL:
+            message = for_clients(message)
         number = getattr(self._pb.TritonError, code, self._pb.TritonError.INTERNAL)
         return self._pb.InferenceResponse(output_tensors=[], error=self._pb.TritonError(message, number))
 
@@ -325,7 +356,12 @@ class Responder:
             tensors = [self._pb.Tensor(name, column) for name, column in columns.items() if name in wanted]
             return self._pb.InferenceResponse(output_tensors=tensors)
         except Exception as error:  # whatever the server's classes raise: the client must hear something
-            return self.error(f"answer could not be built: {error}", INTERNAL)
+            return self._unbuilt(error)
+
+    def _unbuilt(self, error: Exception) -> Any:
+        text = f"answer could not be built: {error}"
+        self._pb.Logger.log_error(f"committee: {text}")
+        return self.error(text, INTERNAL)
 
     def early_responses(self, requests: Iterable[tuple[PendingRequest, int]], early: EarlyExit) -> list[Any]:
         """The responses of requests, each given with where its rows begin, that leave at stage 0 as a whole.
@@ -354,7 +390,7 @@ class Responder:
                 tensors += [one for name, one in zip(CONSTANT, constant, strict=True) if name in wanted]
             return pb.InferenceResponse(output_tensors=tensors)
         except Exception as error:  # whatever the server's classes raise: the client must hear something
-            return self.error(f"answer could not be built: {error}", INTERNAL)
+            return self._unbuilt(error)
 
     def _constant_tensors(self, count: int) -> list[Any]:
         """The outputs that say the same in every early answer of so many rows, to be read only."""
@@ -370,6 +406,9 @@ class Responder:
     def send(self, reply: Reply) -> None:
         """Sends an answer by the request's sender; a client that went away is no error, as nobody can be told."""
         request, response = reply.request, self.response(reply)
+        if self._looked_at is request:
+            with self._looking:  # until the server has said whether it was cancelled
+                pass
         try:
             # The server makes the sender with the request, so asking for it here and not earlier costs nothing.
             sender = request.request.get_response_sender()
@@ -378,3 +417,16 @@ class Responder:
             self._pb.Logger.log_warn(f"committee: an answer could not be sent: {error}")
         # Views of the server's memory go as soon as the answer is out.
         request.request = request.tensor = request.rows = request.partial_outputs = None
+
+    def is_cancelled(self, request: PendingRequest) -> bool:
+        """Whether the client of a request whose rows are deferred went away; False once it is answered.
+
+        The server frees what it is asked about here as soon as the answer is sent. Whoever answers pops the
+        request first and looks for this mark then; it is set before it is seen whether the request was popped.
+        """
+        with self._looking:
+            self._looked_at = request
+            try:
+                return request in self._pending and bool(request.request.is_cancelled())
+            finally:
+                self._looked_at = None

@@ -5,20 +5,24 @@ Rules of this file:
   threads of `Workers`, so nothing under the lock takes long.
 - Only who pops a request from `PendingRequests` may return a reply to it.
 - Rows in the table are bounded by the admission limit (`wait_for_room`); nothing else here grows.
-- A thread never dies: an error of ours in its loop is answered to the requests it held, and the loop goes on.
+- A thread never dies: an error of ours in its loop is answered to the requests it held, and the loop goes on. Only
+  a worker whose call was given up ends, when the call returns, because another has taken its place.
+- Every row leaves: the clock looks after calls and rows that have waited too long, whoever should have answered.
 """
 
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.bls.gears import LOOK_S, Gearbox, Slots
-from orchestrator.bls.member_calls import Errors, MemberCalls, MemberOutputs
+from orchestrator.bls.gears import Gearbox, Times
+from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.metrics import Counters
+from orchestrator.bls.pieces import EVERY_ROW, Errors, MemberOutputs, StageCall
 from orchestrator.bls.requests import (
     CANCELLED,
     INTERNAL,
@@ -34,19 +38,26 @@ from orchestrator.bls.requests import (
 from orchestrator.decision import Arrivals, CascadeRun, FailedRows, StageOutcome, StageResult
 from orchestrator.spec import CascadeSpec
 
+Slots = npt.NDArray[np.intp]
 # Asking the server whether a client went away costs about 90 us, so only requests this old are asked about.
 CANCEL_CHECK_AGE_NS = 250_000_000
+# How often the clock looks for calls and rows that have waited too long, and about how many requests it asks each
+# time whether they were cancelled.
+CLOCK_S = 0.1
+CANCEL_CHECKS = 16
 DRAIN_TIMEOUT_S = 30.0
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class StageBatch:
     """Rows of one stage that a worker has taken."""
 
     slots: Slots  # (n,), where they are in the table
     owners: npt.NDArray[np.int64]  # (n,), token of each row's request
-    rows: Rows  # (n, *dims), their inputs
+    call: StageCall  # with their inputs
     aged: list[PendingRequest]  # requests among them that may have been cancelled
+    taken_ns: int  # on the monotonic clock
+    worker: threading.Thread  # who asks about them
     is_fed: bool = False  # whether the table has their outputs; from then on other rows may have their slots
 
 
@@ -61,10 +72,16 @@ class Scheduler:
         self._gearbox = Gearbox(spec.gears)
         # By slot; they grow with the table, and never shrink, as it does.
         self._inputs: Rows = np.zeros((0, *spec.input.dims), spec.input.numpy_dtype)
+        self._deferred_ns: Times = np.zeros(0, np.int64)  # when the rows in the slots began to wait for a stage
         self._lock = threading.Lock()
         self._work = [threading.Condition(self._lock) for _ in spec.stages]
         self._room = threading.Condition(self._lock)
         self._clock = threading.Condition(self._lock)
+        self._asked: set[StageBatch] = set()  # whose members run
+        self._limit_ns = spec.limits.member_timeout_ms * 1_000_000
+        # By stage, the plan index of its first member.
+        self._first_member = [0, *accumulate(len(stage.members) for stage in spec.stages)]
+        self._cancel_after = -1  # token of the request that was asked about last
         self._is_stopping = False
 
     def drain(self, timeout_s: float) -> None:
@@ -85,13 +102,20 @@ class Scheduler:
             self._pending.watch_deadlines(batch)
             self._clock.notify()
 
-    def wait_for_room(self, rows: int) -> None:
-        """Blocks while the table could not take `rows` more; a larger batch enters when it is empty."""
+    def wait_for_room(self, rows: int, timeout_s: float) -> bool:
+        """Blocks while the table could not take `rows` more; a larger batch enters when it is empty.
+
+        Returns:
+            whether it can; no for a time that is over or a server that stops.
+        """
         limit = self._spec.limits.max_deferred_rows
+
+        def has_room() -> bool:
+            return not self._run.rows_in_table or self._run.rows_in_table + rows <= limit
+
         with self._lock:
-            while self._run.rows_in_table and self._run.rows_in_table + rows > limit and not self._is_stopping:
-                # With a limit, so that no error of ours can block the server's thread for ever.
-                self._room.wait(timeout=1.0)
+            self._room.wait_for(lambda: has_room() or self._is_stopping, timeout_s)
+            return has_room()
 
     def batch_started(self, *, is_backlogged: bool) -> None:
         """A batch came in; a queue that stands behind it moves the gear."""
@@ -120,20 +144,22 @@ class Scheduler:
         result: StageResult,
         later: Sequence[Sequence[Rows]],
         errors: Errors,
+        cost: float | None,
     ) -> list[Reply]:
         """Decides stage 0 for requests that need the table; returns replies to those that are decided by now.
 
-        Their arrivals, inputs (n, *dims) and the result of stage 0 are in one order, `later` and `errors` as in
-        `MemberOutputs`. Only inputs of deferred rows are copied.
+        Their arrivals, inputs (n, *dims) and the result of stage 0 are in one order, `later`, `errors` and
+        `cost` as in `MemberOutputs`. Only inputs of deferred rows are copied.
         """
         with self._lock:
-            outcomes = self._run.apply_prefix_outputs(self._run.enter(arrivals, result), later)
+            outcomes = self._run.apply_prefix_outputs(self._run.enter(arrivals, result, cost), later)
             for outcome in outcomes:
                 if len(outcome.slots):
                     # Before the lock is free: a worker may take the slots as soon as it is.
                     more = self._run.capacity_rows - len(self._inputs)
                     if more > 0:
                         self._inputs = np.pad(self._inputs, [(0, more), *[(0, 0)] * (rows.ndim - 1)])
+                        self._deferred_ns = np.pad(self._deferred_ns, (0, more))
                     self._inputs[outcome.slots] = rows[outcome.deferred]
             # Requests answered meanwhile, at their deadline say, while stage 0 ran.
             gone = [one.token for one in batch if one not in self._pending]
@@ -159,27 +185,30 @@ class Scheduler:
             if self._run.waiting(stage):
                 # One worker is woken at a time; it wakes the next while there is something left to do.
                 self._work[stage].notify()
-            # Counted before the members are asked: rows answered at a deadline meanwhile have cost it, too.
-            self._metrics.asked(len(slots), stage)
             now_ns = time.monotonic_ns()
             if self._spec.gears is not None:
-                waiting = self._run.waiting_slots()
-                self._shift(self._gearbox.taken(slots, stage=stage, waiting=waiting, now_ns=now_ns))
+                taken_ns, waiting_ns = self._deferred_ns[slots], self._deferred_ns[self._run.waiting_slots()]
+                self._shift(self._gearbox.taken(taken_ns, stage=stage, waiting_ns=waiting_ns, now_ns=now_ns))
             owners = self._run.requests_of(slots)
             found = [self._pending.get(token) for token in set(owners.tolist())]
             aged = [one for one in found if one and one.arrived_ns < now_ns - CANCEL_CHECK_AGE_NS]
-            return StageBatch(slots, owners, self._inputs[slots], aged)
+            call = StageCall(stage, self._inputs[slots])
+            batch = StageBatch(slots, owners, call, aged, now_ns, threading.current_thread())
+            self._asked.add(batch)
+            return batch
 
     def feed(self, batch: StageBatch, outputs: MemberOutputs) -> list[Reply]:
         """Decides about a batch's rows by what its stage's members answered."""
         with self._lock:
-            outcome = self._run.feed(batch.slots, outputs.outputs)
+            self._asked.discard(batch)
+            outcome = self._run.feed(batch.slots, outputs.outputs, cost=outputs.cost)
             batch.is_fed = True
             return self._settle(outcome, outputs.errors)
 
     def fail_batch(self, batch: StageBatch, message: str) -> list[Reply]:
         """Refuses the requests of a batch that an error of ours has hit."""
         with self._lock:
+            self._asked.discard(batch)
             replies = self._give_up(np.unique(batch.owners).tolist(), message, INTERNAL)
             if not batch.is_fed:
                 self._run.abandon(batch.slots)
@@ -195,24 +224,71 @@ class Scheduler:
         with self._lock:
             return self._give_up([request.token for request in self._pending.all()], message, UNAVAILABLE)
 
+    # -- called by the clock's thread -------------------------------------------------------------
+
     def next_late(self) -> list[Reply] | None:
-        """Waits until a deadline may have come, then answers those rows; None when the server stops."""
+        """Waits until a deadline may have come, then answers those rows; None when the server stops.
+
+        Returns after `CLOCK_S` anyway.
+        """
         with self._lock:
             if self._is_stopping:
                 return None
             now_ns = time.monotonic_ns()
-            if not self._run.rows_in_table:
+            if self._spec.gears is not None and not self._run.rows_in_table:
                 self._shift(self._gearbox.quiet(now_ns))
             deadline_ns = self._pending.next_deadline_ns
             if deadline_ns is None or deadline_ns > now_ns:
-                waits_s = [] if deadline_ns is None else [(deadline_ns - now_ns) / 1e9]
-                waits_s += [LOOK_S] if self._gearbox.gear else []
-                self._clock.wait(timeout=min(waits_s, default=None))
+                wait_s = CLOCK_S if deadline_ns is None else (deadline_ns - now_ns) / 1e9
+                self._clock.wait(timeout=min(wait_s, CLOCK_S))
                 return []
             late = self._pending.late(now_ns)
             replies = self._settle(self._run.expire(now_ns), {})
             # What still waits has rows without any answer, or is at stage 0.
             return replies + self._give_up([one.token for one in late if one in self._pending], LATE, UNAVAILABLE)
+
+    def overdue(self) -> list[StageBatch]:
+        """Batches whose members have had their time."""
+        with self._lock:
+            then_ns = time.monotonic_ns() - self._limit_ns
+            return [batch for batch in self._asked if batch.taken_ns <= then_ns]
+
+    def skip_stages(self) -> list[Reply]:
+        """Decides about rows that have waited for a stage as long as members may take, as if these failed."""
+        with self._lock:
+            waiting = self._run.waiting_slots()
+            if not len(waiting):
+                return []
+            late = waiting[self._deferred_ns[waiting] <= time.monotonic_ns() - self._limit_ns]
+            stages, replies = self._run.stages_of(late), []
+            for stage in np.unique(stages).tolist():
+                place = self._first_member[stage]
+                text = f"stage {stage} member {self._spec.members[place].name}: not asked within "
+                text += f"{self._spec.limits.member_timeout_ms} ms, too many rows wait for it"
+                replies += self._settle(self._run.skip(late[stages == stage]), {(place, EVERY_ROW): text})
+            return replies
+
+    def refuse_old(self) -> list[Reply]:
+        """Refuses requests that are older than all stages together may take, wherever they are."""
+        with self._lock:
+            then_ns = time.monotonic_ns() - len(self._spec.stages) * self._limit_ns
+            old = [one.token for one in self._pending.all() if one.arrived_ns <= then_ns]
+            total_ms = len(self._spec.stages) * self._spec.limits.member_timeout_ms
+            return self._give_up(
+                old, f"no answer within {total_ms} ms, the limit of all stages; try again", UNAVAILABLE
+            )
+
+    def aged(self) -> list[PendingRequest]:
+        """Some requests with rows in the table that may have been cancelled; all of them have their turn."""
+        with self._lock:
+            tokens = self._run.open_requests()
+            turn = np.roll(tokens, -int(np.searchsorted(tokens, self._cancel_after, side="right")))
+            then_ns = time.monotonic_ns() - CANCEL_CHECK_AGE_NS
+            found = [self._pending.get(token) for token in turn.tolist()]
+            aged = [one for one in found if one is not None and one.arrived_ns < then_ns][:CANCEL_CHECKS]
+            if aged:
+                self._cancel_after = aged[-1].token
+            return aged
 
     # -- under the lock ---------------------------------------------------------------------------
 
@@ -220,9 +296,7 @@ class Scheduler:
         """Counts an outcome, wakes who waits for it, and returns the replies it makes possible."""
         self._metrics.outcome(outcome)
         if len(outcome.slots):
-            if self._spec.gears is not None:
-                now_ns = time.monotonic_ns()
-                self._gearbox.deferred(outcome.slots, capacity_rows=self._run.capacity_rows, now_ns=now_ns)
+            self._deferred_ns[outcome.slots] = time.monotonic_ns()
             self._work[outcome.stage + 1].notify()
         self._room.notify_all()
         # Requests are popped last: an error of ours before it leaves them to be answered by who deals with it.
@@ -266,27 +340,43 @@ class Workers:
     calls: MemberCalls
     metrics: Counters
     send: Callable[[Reply], None]  # sends one late reply
+    is_cancelled: Callable[[PendingRequest], bool]  # whether the client of a request that waits went away
     log: Callable[[str], None]  # writes one line to the server's log
 
     def __post_init__(self) -> None:
-        self._threads = [threading.Thread(target=self._answer_late, name="committee-clock", daemon=True)]
+        self._clock = threading.Thread(target=self._answer_late, name="committee-clock", daemon=True)
+        self._workers: set[threading.Thread] = set()  # without those whose call was given up
+        self._missing: list[int] = []  # stages of workers that are to be started
         for stage, part in enumerate(self.spec.stages[1:], start=1):
             # Where the plan does not say, one batch waits at the member while another runs, so that it never idles
             # between two calls.
             workers = self.spec.limits.workers_per_stage or 1 + min(member.instances for member in part.members)
-            for name in (f"committee-stage{stage}-{index}" for index in range(workers)):
-                self._threads.append(threading.Thread(target=self._work, args=(stage,), name=name, daemon=True))
+            self._missing += [stage] * workers
 
     def start(self) -> None:
         """Starts the threads."""
-        for thread in self._threads:
-            thread.start()
+        self._start_missing()
+        self._clock.start()
+
+    def _start_missing(self) -> None:
+        while self._missing:
+            stage = self._missing[-1]
+            worker = threading.Thread(
+                target=self._work, args=(stage,), name=f"committee-stage{stage}", daemon=True
+            )
+            self._workers.add(worker)
+            try:
+                worker.start()
+            except RuntimeError:  # no thread to be had now
+                self._workers.discard(worker)
+                raise
+            self._missing.pop()
 
     def stop(self, timeout_s: float = DRAIN_TIMEOUT_S) -> None:
         """Lets deferred rows finish, answers what is left with an error, and ends the threads."""
         self.scheduler.drain(timeout_s)
         self.refuse_all("the server is stopping; try again")
-        for thread in self._threads:
+        for thread in (self._clock, *self._workers):
             thread.join(timeout=5)
 
     def refuse_all(self, message: str) -> None:
@@ -303,30 +393,63 @@ class Workers:
                 batch = self.scheduler.next_batch(stage, limit)
                 if batch is None:
                     return
-                self._ask(stage, batch)
+                if not self._ask(batch):
+                    return
             except Exception as error:  # the rows held must still be answered
                 text = f"{type(error).__name__}: {error}"
                 self.log(f"committee: worker: {text}")
                 if batch is not None:
                     self._send_all(self.scheduler.fail_batch(batch, f"cascade failed: {text}"))
 
-    def _ask(self, stage: int, batch: StageBatch) -> None:
-        for request in batch.aged:
-            server_request = request.request  # None where an answer has gone out meanwhile
-            if server_request is not None and server_request.is_cancelled():
+    def _ask(self, batch: StageBatch) -> bool:
+        """Asks the members about a batch; returns whether its rows were still this worker's to deal with."""
+        self._cancel(batch.aged)
+        outputs = self.calls.ask(batch.call, owners=lambda: batch.owners)
+        if outputs is not None:
+            self._send_all(self.scheduler.feed(batch, outputs))
+        return outputs is not None
+
+    def _cancel(self, requests: Sequence[PendingRequest]) -> None:
+        for request in requests:
+            if self.is_cancelled(request):
                 self._send_all(self.scheduler.cancel(request))
-        outputs = self.calls.ask(stage, batch.rows, owners=lambda: batch.owners)
-        self._send_all(self.scheduler.feed(batch, outputs))
 
     def _answer_late(self) -> None:
+        looked_s = 0.0
         while True:
             try:
                 replies = self.scheduler.next_late()
                 if replies is None:
                     return
                 self._send_all(replies)
+                if time.monotonic() - looked_s >= CLOCK_S:
+                    looked_s = time.monotonic()
+                    self._look_after_rows()
             except Exception as error:  # the clock must go on for everybody else
                 self.log(f"committee: deadline clock: {type(error).__name__}: {error}")
+
+    def _look_after_rows(self) -> None:
+        """Deals with what has waited too long, and with requests whose clients went away."""
+        for batch in self.scheduler.overdue():
+            self._replace(batch)
+        self._send_all(self.scheduler.skip_stages())
+        self._send_all(self.scheduler.refuse_old())
+        self._cancel(self.scheduler.aged())
+        self._start_missing()
+
+    def _replace(self, batch: StageBatch) -> None:
+        """Gives the call of a batch up, and has another worker in the place of the one that makes it."""
+        outputs = self.calls.give_up(batch.call)
+        if outputs is None:
+            return
+        self._workers.discard(batch.worker)
+        self._missing.append(batch.call.stage)
+        try:
+            self._send_all(self.scheduler.feed(batch, outputs))
+        except Exception as error:  # the rows must still be answered
+            text = f"{type(error).__name__}: {error}"
+            self.log(f"committee: worker: {text}")
+            self._send_all(self.scheduler.fail_batch(batch, f"cascade failed: {text}"))
 
     def _send_all(self, replies: list[Reply]) -> None:
         if not replies:

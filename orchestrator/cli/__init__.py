@@ -1,1 +1,4 @@
-"""The `committee` command: one module per command, put together in app.py."""
+"""The `committee` command: one module per command, listed by `COMMANDS` in `orchestrator/__main__.py`.
+
+A command, its module and the module's function have one name.
+"""

@@ -22,6 +22,7 @@ from orchestrator.client.answers import ServedAnswers, joined
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient, LoadResult, closed_loop
 from orchestrator.decision import Policy
+from orchestrator.files import disk_faults, replaced_file, write_file
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
@@ -97,9 +98,7 @@ def demo(
             settings={"concurrency": concurrency, "rounds": rounds},
             progress=lambda text: progress.update(task, description=text),
         )
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    draw_frontier(report, output / "frontier.png")
+    _write_report(report, output)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
@@ -266,6 +265,14 @@ def sentences_from_report(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def _write_report(report: dict[str, Any], output: Path) -> None:
+    with disk_faults(output):
+        output.mkdir(parents=True, exist_ok=True)
+    write_file(output / "report.json", json.dumps(report, indent=2) + "\n")
+    with replaced_file(output / "frontier.png") as fresh:
+        draw_frontier(report, fresh)
+
+
 def draw_frontier(report: dict[str, Any], path: Path) -> None:
     """Accuracy with its interval against mean MACs, one labelled point per route."""
     # Optional, and slow to import.
@@ -293,5 +300,5 @@ def draw_frontier(report: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("accuracy on the test split, with 95 % interval")
     axes.set_title(f"Digits, {report['rows_test']} test rows")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     plt.close(figure)

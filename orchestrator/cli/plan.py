@@ -23,6 +23,7 @@ from orchestrator.planner.plan import FrontierPoint, Infeasible, PlanResult, pla
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.repository.files import write_all
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, Gear, Gears, json_from_cascade
+from orchestrator.spec.cascade import MEMBER_TIMEOUT_MS
 
 # Lines of the frontier that fit on a screen beside the plan.
 FRONTIER_LINES = 12
@@ -106,6 +107,12 @@ def plan(
             "expression, as its own options take it. If none: names with a dash, and registered ones of one word."
         ),
     ] = None,
+    member_timeout_ms: Annotated[
+        int,
+        typer.Option(
+            help="How long a stage waits for its members; then it has failed for those without an answer."
+        ),
+    ] = MEMBER_TIMEOUT_MS,
     repository: Annotated[Path, typer.Option(help="Model repository with the members' manifests.")] = Path(
         "model_repository"
     ),
@@ -127,7 +134,8 @@ def plan(
         raise DataError("plan --calibrate", got=calibrate, expected=" or ".join(CALIBRATE))
     records = restricted(records_from_path(records_path), members)
     pool = pool_from_records(records, repository, name=name, cost=cost)
-    base = dataclasses.replace(pool.spec, header_pattern=header_pattern)
+    limits = dataclasses.replace(pool.spec.limits, member_timeout_ms=member_timeout_ms)
+    base = dataclasses.replace(pool.spec, header_pattern=header_pattern, limits=limits)
     budget = _budget(base, max_mean_cost, max_mean_cost_share)
     options = SearchOptions(
         combines=_words("--combine", combine, COMBINES),

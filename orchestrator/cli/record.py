@@ -11,12 +11,12 @@ import typer
 from orchestrator.cli.console import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options, print_json, progress
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError
-from orchestrator.planner.records import COSTS, is_cost
 from orchestrator.recording.job import RecordOptions, record_job
 from orchestrator.recording.join import join_records
 from orchestrator.recording.pool import opened_pool
 from orchestrator.rows.blocks import ColumnNames
 from orchestrator.spec.output_kind import OUTPUT_KINDS
+from orchestrator.spec.validation import COSTS, is_cost
 
 Value = TypeVar("Value")
 

@@ -95,7 +95,8 @@ def _show(done: Rendering, report: CheckReport, *, root: Path, as_json: bool) ->
     for model, paths in groupby(done.written, key=lambda path: path.relative_to(root).parts[0]):
         files = [path.relative_to(root / model).as_posix() for path in paths]
         names = ", ".join(files) if len(files) <= LISTED_FILES else f"{len(files)} files"
-        typer.echo(f"wrote {root / model}: {names}")
+        # A file beside the models' folders stands alone.
+        typer.echo(f"wrote {root / model}" + ("" if files == ["."] else f": {names}"))
     for path in done.kept:
         typer.echo(f"kept {path}: it was not written here, or was edited since")
     if done.unchanged:

@@ -22,6 +22,7 @@ from orchestrator.errors import (
     UnavailableError,
     UnknownModelError,
 )
+from orchestrator.probe import LATE_WORDS
 
 Leaf = type[ClientError]
 
@@ -29,20 +30,24 @@ Leaf = type[ClientError]
 # sockets, ValueError for a body that breaks the protocol.
 FOREIGN: tuple[type[Exception], ...] = (InferenceServerException, OSError, ValueError)
 
-# Every gRPC code but OK. Only UNAVAILABLE is retried; ABORTED and CANCELLED, which a proxy may send, are not.
+# Every gRPC code but OK. What becomes UnavailableError is retried. CANCELLED is sent by a server that ends with
+# the request in hand: calls that the caller itself cancels raise no error of gRPC's. To ask again is safe, as an
+# answer changes nothing on the server. ABORTED, which a proxy may send, is not retried.
 # RESOURCE_EXHAUSTED is a message above the size limit (for a full queue Triton sends UNAVAILABLE), UNIMPLEMENTED a
 # method, or a kind of model such as a decoupled one, that cannot be asked this way.
 _GRPC_CODES: dict[Leaf, str] = {
-    ServerFaultError: "CANCELLED UNKNOWN ABORTED INTERNAL DATA_LOSS",
+    ServerFaultError: "UNKNOWN ABORTED INTERNAL DATA_LOSS",
     RefusedError: "INVALID_ARGUMENT ALREADY_EXISTS PERMISSION_DENIED RESOURCE_EXHAUSTED FAILED_PRECONDITION "
     "OUT_OF_RANGE UNIMPLEMENTED UNAUTHENTICATED",
     TimeLimitError: "DEADLINE_EXCEEDED",
     UnknownModelError: "NOT_FOUND",
-    UnavailableError: "UNAVAILABLE",
+    UnavailableError: "UNAVAILABLE CANCELLED",
 }
 OF_GRPC = {code: leaf for leaf, codes in _GRPC_CODES.items() for code in codes.split()}
 
 OF_HTTP: dict[int, Leaf] = {
+    # CANCELLED over HTTP, which has no name in the standard.
+    499: UnavailableError,
     HTTPStatus.NOT_FOUND: UnknownModelError,
     HTTPStatus.REQUEST_TIMEOUT: TimeLimitError,
     HTTPStatus.TOO_MANY_REQUESTS: UnavailableError,
@@ -61,7 +66,6 @@ FIXES: dict[Leaf, str] = {
 # Messages about a model that is being unloaded or is not ready, which Triton sends with codes of final failures.
 STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
 # Messages about the request's own deadline, which a retry under the same load would miss again.
-LATE = ("deadline passed", "deadline too near")
 # Beginnings of tritonclient's texts for an HTTP answer that is not Triton's: an empty one, or a web page.
 NOT_OF_TRITON = (
     "client received an empty response",
@@ -121,7 +125,7 @@ def _leaf_and_text(error: BaseException) -> tuple[Leaf, str]:
             return leaf_from_status(error.status()), _gateway_text(int(error.status()))
         if any(words in text for words in STOPPING):
             return UnavailableError, text
-        if any(words in text for words in LATE):
+        if any(words in text for words in LATE_WORDS):
             return TimeLimitError, text
         return leaf_from_status(error.status()), text
     if isinstance(error, TimeoutError):

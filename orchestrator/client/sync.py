@@ -142,7 +142,8 @@ class SyncClient(Asker):
     Args:
         endpoint: of the server. Subclasses take an address, see `endpoint_from_address`.
         timeout_s: per request, retries included.
-        retries: further attempts, where the server is unavailable only.
+        retries: further attempts, where the server is unavailable or ends while it holds the request; asking again
+            is safe, as answers change nothing on the server.
         in_flight: parts of one oversize request under way at once.
     """
 

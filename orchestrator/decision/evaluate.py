@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.combine import F32, I32, I64, Accumulator, Bools, Combiner, Output, RowColumns
+from orchestrator.decision.combine import F32, I32, I64, Accumulator, Bools, Combiner, Index, Output, RowColumns
 from orchestrator.decision.exit_rule import ExitRule
 from orchestrator.decision.policy import Policy
 from orchestrator.decision.scores import confidence_score
@@ -85,6 +85,10 @@ class StageFailures:
     no_answer: Bools  # (n,), rows for which no member of the stage answered
     counts: I64  # (m,), rows each member failed on; a row counts for the first member that failed for it
 
+    def __getitem__(self, index: Index) -> "StageFailures":
+        """Those of the given rows, intp; the counts stay those of all."""
+        return StageFailures(self.member[index], self.no_answer[index], self.counts)
+
 
 @dataclass(slots=True)
 class StageResult(RowColumns):
@@ -92,7 +96,7 @@ class StageResult(RowColumns):
 
     accumulator: Accumulator  # the outputs of all members so far
     answer: CombinedAnswer  # what each row would get now
-    failures: StageFailures | None  # of the stage's members, None where none failed; only then can rows be picked
+    failures: StageFailures | None  # of the stage's members, None where none failed
 
 
 class Evaluator:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from orchestrator.errors import InputError
 from orchestrator.spec.request import MAX_HEADER_NAME, header_regex
+from orchestrator.spec.validation import DAY_US
 
-# Longer would overflow nothing, but a day is past any client's patience and most likely a wrong unit.
-MAX_DEADLINE_US = 86_400_000_000
 # What the protocol can carry.
 _MAX_INTEGER = 2**63 - 1
 # A caller's own words go back to it shortened.
@@ -139,7 +138,7 @@ def policy_from_parameters(
     unknown = sorted(set(values) - set(PARAMETERS))
     if unknown:
         raise _unknown_error(unknown, values)
-    within_us = _integer(values, "deadline_us", 1, high=MAX_DEADLINE_US)
+    within_us = _integer(values, "deadline_us", 1, high=DAY_US)
     left_us = _left(values, now_us)
     gear = _integer(values, "gear", 0, high=gears - 1)
     policy = Policy(
@@ -186,7 +185,7 @@ def _integer(values: Mapping[str, object], name: str, low: int, *, high: int = _
 def _left(values: Mapping[str, object], now_us: int) -> int | None:
     """Microseconds until `deadline_at_us`; zero or less where it has passed."""
     at_us = _integer(values, "deadline_at_us", 0)
-    if at_us is not None and abs(at_us - now_us) > MAX_DEADLINE_US:
+    if at_us is not None and abs(at_us - now_us) > DAY_US:
         # Seconds or milliseconds in place of microseconds, or clocks that have nothing to do with each other.
         clock = f"Unix time in microseconds within a day of the server's clock, which says {now_us}"
         raise _value_error("deadline_at_us", at_us, clock)

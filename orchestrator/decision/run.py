@@ -5,7 +5,9 @@ Rules of this file:
 - A slot of the table moves as `TRANSITIONS` has it; no other transition exists.
 - Only rows that go on to a later stage are ever in the table: the caller asks stage 0 for whole batches, and the
   rows it is sure of leave without having been stored. That keeps the table small and an easy row's path short.
-- Cost is charged when members are asked, so a row answered at its deadline pays for what it left running.
+- The states of the slots are the one truth: free slots and counts follow from them. An event that raises leaves
+  the rows it was about no slot, whoever they belong to, and every count right.
+- A row pays for the members asked when their outputs come, or at its deadline if they run then.
 - Python loops run over members and columns, never over rows.
 """
 
@@ -15,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.combine import F32, I32, I64, Accumulator, Index, Output, RowColumns
+from orchestrator.decision.combine import F32, I32, I64, Accumulator, Bools, Index, Output, RowColumns
 from orchestrator.decision.evaluate import Arrivals, CombinedAnswer, Evaluator, StageResult
 from orchestrator.decision.fast_path import FastPath, plain_arrivals
 from orchestrator.spec import CascadeSpec
@@ -45,7 +47,7 @@ class RowState(RowColumns):
     """Rows with what has been found out about them; the table of a run is one of these."""
 
     arrival: Arrivals  # where they came from and what their requests ask for
-    cost: F32  # (n,), cost of every member asked for the row, charged when it is asked
+    cost: F32  # (n,), cost of every member that was asked about the row, but for those that run
     status: I32  # (n,), status bits so far
     answer_stage: I32  # (n,), newest stage whose output is in the accumulator, -1 for none
     accumulator: Accumulator  # the members' outputs so far
@@ -100,7 +102,6 @@ class CascadeRun:
 
     Attributes:
         rows_in_table: rows that were deferred and are not freed yet.
-        capacity_rows: slots there are, used or free; the table doubles when it is full.
         fast_path: stage 0's shortcuts, which change nothing and need no lock.
     """
 
@@ -111,7 +112,6 @@ class CascadeRun:
         self._sequence = 0
         self._waiting = [0] * (len(spec.stages) + 1)
         self.rows_in_table = 0
-        self.capacity_rows = capacity_rows
         self._rows = self._blank(capacity_rows)
         self._state: npt.NDArray[np.int8] = np.zeros(capacity_rows, np.int8)
         self._stage: npt.NDArray[np.int32] = np.zeros(capacity_rows, np.int32)
@@ -120,9 +120,24 @@ class CascadeRun:
 
     # -- what the caller may ask ------------------------------------------------------------------
 
+    @property
+    def capacity_rows(self) -> int:
+        """Slots there are, used or free; the table doubles when it is full."""
+        return len(self._state)
+
     def requests_of(self, slots: Index) -> npt.NDArray[np.int64]:
         """Request tokens of the given slots, int64 (n,)."""
         tokens: npt.NDArray[np.int64] = self._rows.arrival.request[slots]
+        return tokens
+
+    def stages_of(self, slots: Index) -> npt.NDArray[np.int32]:
+        """The stages that the given slots' rows wait for or are at, int32 (n,)."""
+        stages: npt.NDArray[np.int32] = self._stage[slots]
+        return stages
+
+    def open_requests(self) -> npt.NDArray[np.int64]:
+        """Tokens of the requests that have rows in the table without an answer, int64, in order of arrival."""
+        tokens: npt.NDArray[np.int64] = np.unique(self._rows.arrival.request[self._open_rows()])
         return tokens
 
     def waiting(self, stage: int) -> int:
@@ -133,26 +148,36 @@ class CascadeRun:
         """Slots of all rows that wait for any stage, intp (n,)."""
         return np.flatnonzero(self._state == WAITING)
 
+    def deferred(self, arrivals: Arrivals, result: StageResult) -> Bools:
+        """Which of n rows `enter` would defer, bool (n,); needs no lock."""
+        exits, dead, _ = self._evaluator.decide(arrivals, 0, result)
+        return ~(exits | dead)
+
     # -- events -----------------------------------------------------------------------------------
 
     def admit(self, arrivals: Arrivals, outputs: Sequence[Output]) -> StageOutcome:
         """Takes in n rows with the outputs of stage 0's members; see `FastPath.stage0`."""
         return self.enter(arrivals, self.fast_path.stage0(len(arrivals), outputs))
 
-    def enter(self, arrivals: Arrivals, result: StageResult) -> StageOutcome:
-        """Takes in n rows with what stage 0 gave for them; the deferred ones now wait in the table."""
+    def enter(self, arrivals: Arrivals, result: StageResult, cost: float | None = None) -> StageOutcome:
+        """Takes in n rows with what stage 0 gave for them, at a cost as in `feed`; the deferred ones now wait."""
         rows = len(result.answer)
-        cost, answer_stage = np.empty(rows, np.float32), np.empty(rows, np.int32)
-        cost.fill(self._costs[0])
+        costs, answer_stage = np.empty(rows, np.float32), np.empty(rows, np.int32)
+        costs.fill(self._costs[0] if cost is None else cost)
         answer_stage.fill(-1)
-        state = RowState(arrivals, cost, np.zeros(rows, np.int32), answer_stage, result.accumulator)
+        state = RowState(arrivals, costs, np.zeros(rows, np.int32), answer_stage, result.accumulator)
         outcome, on = self._settle(state, 0, result=result, row=np.arange(rows))
         if len(on):
-            slots = self._claim(len(on))
-            self._rows[slots] = state[on] if len(on) < rows else state
-            self._order[slots] = self._sequence + np.arange(len(slots))
-            self._sequence += len(slots)
-            self._wait(slots, 1, event="enter")
+            slots = _NONE
+            try:
+                slots = self._claim(len(on))
+                self._rows[slots] = state[on] if len(on) < rows else state
+                self._order[slots] = self._sequence + np.arange(len(slots))
+                self._sequence += len(slots)
+                self._wait(slots, 1, event="enter")
+            except BaseException:
+                self._undo(slots)
+                raise
             outcome.slots = slots
         return outcome
 
@@ -192,16 +217,38 @@ class CascadeRun:
         if len(slots) > limit:
             urgency = np.lexsort((self._order[slots], self._rows.arrival.due_ns[slots]))
             slots = slots[urgency[:limit]]
-        self._take(slots, stage)
+        try:
+            self._take(slots, stage)
+        except BaseException:
+            self._undo(slots)
+            raise
         return slots
 
-    def feed(self, slots: Index, outputs: Sequence[Output]) -> StageOutcome:
+    def skip(self, slots: Index) -> StageOutcome:
+        """Decides about rows that have waited too long for one stage, as if its members had failed, uncharged."""
+        stage = int(self._stage[slots[0]])
+        try:
+            self._take(slots, stage)
+        except BaseException:
+            self._undo(slots)
+            raise
+        return self.feed(slots, [None] * len(self._evaluator.spec.stages[stage].members), cost=0.0)
+
+    def feed(self, slots: Index, outputs: Sequence[Output], cost: float | None = None) -> StageOutcome:
         """Takes the outputs of a stage's members for the rows `next` gave; what was dropped has no outcome.
 
         Args:
             slots: intp (n,), as `next` returned them.
             outputs: (n, k) per member of that stage in plan order, None for a member that failed.
+            cost: of the members that were asked, per row; None where those were all of them.
         """
+        try:
+            return self._feed(slots, outputs, cost)
+        except BaseException:
+            self._undo(slots)
+            raise
+
+    def _feed(self, slots: Index, outputs: Sequence[Output], cost: float | None) -> StageOutcome:
         stage = int(self._stage[slots[0]])
         kept: Index = (self._state[slots] == ASKED).nonzero()[0]
         if len(kept) < len(slots):  # rows answered or given up while the members ran
@@ -212,6 +259,7 @@ class CascadeRun:
         if not len(live):
             answers = _answered(state, self._evaluator.answer(state.accumulator), row=kept, done=_NONE)
             return StageOutcome(answers, _NO_FAILURES, _NONE, _NONE, stage, None)
+        state.cost += self._costs[stage] if cost is None else np.float32(cost)
         result = self._evaluator.add_stage(state.accumulator, stage, outputs)
         outcome, on = self._settle(state, stage, result=result, row=kept)
         if not len(on):
@@ -237,6 +285,8 @@ class CascadeRun:
         slots = np.flatnonzero(self._open_rows() & (self._rows.arrival.deadline_ns <= now_ns))
         state = self._rows[slots]
         state.status |= np.int32(DEADLINE)
+        is_asked = self._state[slots] == ASKED
+        state.cost[is_asked] += self._costs[self._stage[slots[is_asked]]]
         has_answer = state.accumulator.weight > 0
         lost = np.flatnonzero(~has_answer)
         failures = FailedRows(slots[lost], state.arrival.request[lost], np.full(len(lost), -1, np.int32))
@@ -296,7 +346,6 @@ class CascadeRun:
     def _take(self, slots: Index, stage: int) -> None:
         self._move(slots, "take")
         self._waiting[stage] -= len(slots)
-        self._rows.cost[slots] += self._costs[stage]
 
     def _wait(self, slots: Index, stage: int, *, event: str) -> None:
         self._move(slots, event)
@@ -304,15 +353,32 @@ class CascadeRun:
         self._waiting[stage] += len(slots)
 
     def _drop_slots(self, slots: Index) -> None:
-        parked = slots[self._state[slots] == WAITING]
-        for stage, count in enumerate(np.bincount(self._stage[parked]).tolist()):
-            self._waiting[stage] -= count
-        self._move(slots, "drop")
-        self._put_back(parked)
+        parked, asked = slots[self._state[slots] == WAITING], slots[self._state[slots] == ASKED]
+        try:
+            for stage, count in enumerate(np.bincount(self._stage[parked]).tolist()):
+                self._waiting[stage] -= count
+            self._move(slots, "drop")
+            self._put_back(parked)
+        except BaseException:
+            self._state[asked] = DROPPED
+            self._undo(parked)
+            raise
 
     def _release(self, slots: Index) -> None:
-        self._move(slots, "finish")
-        self._put_back(slots)
+        try:
+            self._move(slots, "finish")
+            self._put_back(slots)
+        except BaseException:
+            self._undo(slots)
+            raise
+
+    def _undo(self, slots: Index) -> None:
+        """After an error in an event: slots that it was about are free, and the counts follow from the states."""
+        self._state[slots] = FREE
+        self._free = np.flatnonzero(self._state == FREE)
+        self.rows_in_table = self.capacity_rows - len(self._free)
+        parked = self._stage[self._state == WAITING]
+        self._waiting = np.bincount(parked, minlength=len(self._waiting)).tolist()
 
     def _put_back(self, slots: Index) -> None:
         self._free = np.concatenate((self._free, slots))
@@ -328,13 +394,14 @@ class CascadeRun:
         return slots
 
     def _grow(self, more: int) -> None:
-        size, self.capacity_rows = self.capacity_rows, self.capacity_rows + more
-        rows = self._blank(self.capacity_rows)
+        size, capacity = self.capacity_rows, self.capacity_rows + more
+        rows = self._blank(capacity)
         rows[:size] = self._rows
-        self._rows = rows
-        self._state, self._stage = np.pad(self._state, (0, more)), np.pad(self._stage, (0, more))
-        self._order = np.pad(self._order, (0, more))
-        self._free = np.concatenate((self._free, np.arange(size, self.capacity_rows)))
+        state, stage = np.pad(self._state, (0, more)), np.pad(self._stage, (0, more))
+        order = np.pad(self._order, (0, more))
+        free = np.concatenate((self._free, np.arange(size, capacity)))
+        # At once, because memory may end in any line before.
+        self._rows, self._state, self._stage, self._order, self._free = rows, state, stage, order, free
 
     def _blank(self, rows: int) -> RowState:
         arrivals = plain_arrivals([0], [rows], now_ns=[0], default_deadline_us=0)

@@ -13,6 +13,7 @@ import onnx
 from orchestrator.errors import SpecError
 from orchestrator.graphs.editing import own_metadata
 from orchestrator.spec import CascadeSpec, Limits, Stage, cascade_from_json, json_from_cascade
+from orchestrator.spec.documents import value_from_json
 
 ONEFILE_KEY = "onefile"
 _FORMAT = 1
@@ -79,7 +80,7 @@ def onefile_from_model(model: onnx.ModelProto, *, subject: str) -> OneFile | Non
     if text is None:
         return None
     try:
-        value = json.loads(text)
+        value = value_from_json(text)
         format_, stages, hashes = value["format"], value["stages"], value["sha256"]
         spec = cascade_from_json(json.dumps(value["cascade"]), subject)
     except (ValueError, KeyError, TypeError) as error:

@@ -16,16 +16,17 @@ from orchestrator.planner.certify import Decision, UnmetConstraint, decide
 from orchestrator.planner.dataset_split import DatasetSplit, kept_origin, records_of_rows, split_from_ids
 from orchestrator.planner.goal import ENSEMBLE, Goal, MeasuredRows, SearchOptions, rows_from_records
 from orchestrator.planner.intervals import clopper_pearson
-from orchestrator.planner.records import COSTS, Records, is_cost, random_members
+from orchestrator.planner.records import Records, random_members
 from orchestrator.planner.replay import exits_and_cost, replay
 from orchestrator.planner.search import RIGHT, SearchResult, gears_of
 from orchestrator.progress import Progress, no_progress
 from orchestrator.spec import CascadeSpec, Fit, Gears, InputSpec, Member, Stage
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
+from orchestrator.spec.documents import text_from_path, value_from_json
 from orchestrator.spec.output_kind import BELOW_0, ScoreEvidence
 from orchestrator.spec.planned_models import data_files_of
 from orchestrator.spec.shares import evenly_spread
-from orchestrator.spec.validation import NAME, value_from_json
+from orchestrator.spec.validation import COSTS, NAME, is_cost
 
 # Letters of a wrong cost that an error shows.
 WRONG_COST_LETTERS = 40
@@ -50,11 +51,13 @@ def costs_from_path(path: Path, members: Collection[str]) -> tuple[dict[str, flo
     """
     subject = f"cost profile {path}"
     try:
-        value = value_from_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(subject, got="no such file") from error
-    except (OSError, ValueError) as error:
-        raise DataError(subject, got=f"a file that is no JSON ({error})", expected=_EXAMPLE) from error
+        text = text_from_path(path)
+    except ValueError as error:
+        raise DataError(subject, got=f"a file that {error}", expected=_EXAMPLE) from error
+    try:
+        value = value_from_json(text)
+    except ValueError as error:
+        raise DataError(subject, got=f"a file that is no JSON of use ({error})", expected=_EXAMPLE) from error
     cost, unit = (value.get("cost"), value.get("unit")) if isinstance(value, dict) else (None, None)
     if not isinstance(cost, dict) or not cost or not isinstance(unit, str) or not unit:
         raise DataError(subject, got="other JSON", expected=_EXAMPLE)

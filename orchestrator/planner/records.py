@@ -19,18 +19,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import DataError, first_few
+from orchestrator.errors import DataError, first_few, shown
 from orchestrator.rows.blocks import check_ids, check_labels
 from orchestrator.rows.npz import NpzWriter, arrays_from_path, npz_writer, shapes_from_path
 from orchestrator.spec import Member
-from orchestrator.spec.validation import is_finite, value_from_json
+from orchestrator.spec.documents import value_from_json
+from orchestrator.spec.validation import COSTS, is_cost
 
 Array = npt.NDArray[Any]
 # Arrays of a file by their names.
 SMALL, OUTPUTS, COST = ("ids", "labels", "meta"), "outputs/", "cost/"
-# Far beyond any unit; the core and the served `cost` are float32, and so are their sums.
-LEAST, MOST = 1e-30, 1e30
-COSTS = f"0, or numbers from {LEAST:g} to {MOST:g}"
+# Keys of `meta` that are worked with, and what they hold; null is as good as missing.
+_KINDS = {
+    **dict.fromkeys(("members", "recorded_with", "skipped", "part"), dict),
+    "skipped_rows": int, "joined_rows": list, "class_names": list, "labels_by": str,
+}  # fmt: skip
 # Rows that were left out and are named one by one in `meta`; there may be a million.
 SKIPPED_LISTED = 1000
 
@@ -141,11 +144,6 @@ def _read_only(value: Any) -> Any:
     if isinstance(value, Mapping):
         return _ReadOnlyDict({key: _read_only(item) for key, item in value.items()})
     return [_read_only(item) for item in value] if isinstance(value, list) else value
-
-
-def is_cost(number: object) -> bool:
-    """Whether a number may be what a row costs; see COSTS."""
-    return is_finite(number) and (number == 0 or LEAST <= number <= MOST)
 
 
 def unusable_rows(scores: Array) -> npt.NDArray[np.int64]:
@@ -320,7 +318,14 @@ def _meta_from_array(array: Array | None) -> dict[str, Any]:
     try:
         meta = {} if array is None else value_from_json(str(array))
     except ValueError as error:
-        raise DataError("records, meta", got=f"no JSON ({error})", expected="a JSON object") from error
+        raise DataError("records, meta", got=f"no JSON of use ({error})", expected="a JSON object") from error
     if not isinstance(meta, dict):
         raise DataError("records, meta", got=f"JSON {type(meta).__name__}", expected="a JSON object")
-    return meta
+    wrong = [key for key, kind in _KINDS.items() if meta.get(key) is not None and not isinstance(meta[key], kind)]
+    facts = () if "members" in wrong else (meta.get("members") or {}).items()
+    wrong += [f"members.{name}" for name, about in facts if not isinstance(about, dict)]
+    if wrong:
+        held = shown(meta[wrong[0].partition(".")[0]], most=80)
+        got = f"meta with other kinds of {first_few(wrong)}: got {held}"
+        raise DataError("records", got=got, fix="record again")
+    return {key: value for key, value in meta.items() if key not in _KINDS or value is not None}

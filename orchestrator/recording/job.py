@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import CommitteeError, DataError, SpecError, first_few, interrupted_from
+from orchestrator.errors import CommitteeError, DataError, DiskError, SpecError, first_few, interrupted_from
 from orchestrator.files import nearest_existing
 from orchestrator.planner.records import Records, RecordsFile, unusable_rows, write_records_in_parts
 from orchestrator.progress import Advance, Progress, no_progress
@@ -338,8 +338,8 @@ def _check_disk(output: Path, pool: RecordingPool, *, rows: int) -> None:
     need = 2 * rows * pool.classes * 4 * len(pool.names)
     free = shutil.disk_usage(nearest_existing(output.resolve().parent)).free
     if need > free:
-        raise DataError(
-            f"records {output}",
+        raise DiskError(
+            f"no space left on {output}",
             got=f"{free / 1e6:,.1f} MB free",
             expected=f"{need / 1e6:,.1f} MB for {rows} rows, {pool.classes} classes, {len(pool.names)} members",
             fix="make room, or record fewer rows with `limit`",

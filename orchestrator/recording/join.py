@@ -36,10 +36,6 @@ Codes = npt.NDArray[np.intp]
 PIECE_BYTES, PIECE_ROWS = 16 << 20, 8192
 # Texts for people; where they differ all are kept.
 _LISTED = ("data", "asked")
-_KINDS = {
-    "members": dict, "recorded_with": dict, "skipped": dict, "skipped_rows": int, "part": dict, JOINED: list,
-    "class_names": list,
-}  # fmt: skip
 
 
 def join_records(
@@ -276,7 +272,6 @@ def joined_meta(
     Raises:
         DataError: two say different things of one member, of the classes or of costs.
     """
-    _check_kinds(files)
     _check_one(files)
     metas = [file.meta for file in files]
     joined = _agreed(metas)
@@ -319,17 +314,6 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
         if value is not None and value not in found:
             found.append(value)
     return found
-
-
-def _check_kinds(files: Sequence[RecordsFile]) -> None:
-    for file in files:
-        meta = file.meta
-        wrong = [key for key, kind in _KINDS.items() if key in meta and not isinstance(meta[key], kind)]
-        if not wrong and any(not isinstance(facts, dict) for facts in meta.get("members", {}).values()):
-            wrong = ["members"]
-        if wrong:
-            got = f"meta with other kinds of {', '.join(wrong)}"
-            raise DataError(f"records {file.path}", got=got, fix="record again")
 
 
 def _check_one(files: Sequence[RecordsFile]) -> None:

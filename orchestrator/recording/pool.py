@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.client.endpoint import Endpoint
-from orchestrator.errors import DataError, InputError
+from orchestrator.errors import DataError, InputError, repeated
 from orchestrator.local import LocalMembers
 from orchestrator.planner.goal import ENSEMBLE
 from orchestrator.recording.scores import (
@@ -192,7 +192,7 @@ def opened_pool(
 
 
 def _check_names(names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if list(names).count(name) > 1})
+    twice = repeated(names)
     if twice or not names:
         got = f"{', '.join(twice)} more than once" if twice else "none"
         raise DataError("members", got=got, expected="names of members, each once")

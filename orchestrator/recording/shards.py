@@ -24,13 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
-from orchestrator.files import write_file
+from orchestrator.files import disk_faults, write_file
 from orchestrator.planner.records import OUTPUTS, RecordsFile, records_file_from_path, text_from_meta
 from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.summary import recorded_class_names
 from orchestrator.rows.blocks import RowSource
 from orchestrator.rows.npz import BROKEN, arrays_from_path, npz_writer
-from orchestrator.spec.validation import value_from_json
+from orchestrator.spec.documents import value_from_json
 
 HEADER = "header.json"
 # Names of parts; other files in the folder stay as they are.
@@ -73,6 +73,7 @@ class Shards:
         self.is_broken = False
         with contextlib.ExitStack() as stack:
             try:
+                stack.enter_context(disk_faults(output))
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock = self._locked()
                 stack.callback(os.close, self._lock)
@@ -249,7 +250,7 @@ def keep_fingerprint(output: Path, fingerprint: str | None) -> None:
 def finished_recording(output: Path, fingerprint: str | None) -> RecordsFile | None:
     """The records file at `output` if it was made with that fingerprint, else None."""
     try:
-        noted = json.loads(_note_of(output).read_bytes())
+        noted = value_from_json(_note_of(output).read_text(encoding="utf-8"))
         is_same = fingerprint is not None and noted == _noted(output, fingerprint)
         return records_file_from_path(output) if is_same else None
     except (OSError, ValueError, DataError):

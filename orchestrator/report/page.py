@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.errors import DataError
-from orchestrator.files import write_file
+from orchestrator.files import disk_faults, write_file
 from orchestrator.planner.plan import FrontierPoint
 from orchestrator.planner.records import Records
 from orchestrator.progress import Progress, no_progress
@@ -53,6 +53,7 @@ def write_report(
 
     Raises:
         DataError: the records do not fit the plan, or the folder cannot be written to.
+        DiskError: the disk is full.
     """
     with _new_folder(folder):
         report = report_from_records(spec, records, frontier=frontier, pool=pool)
@@ -123,7 +124,8 @@ def _new_folder(folder: Path) -> Iterator[None]:
     """Makes the folder before anything is drawn; after an error, removes what it made and is empty."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_faults(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:

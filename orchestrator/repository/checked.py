@@ -4,6 +4,7 @@ A preview is a temporary folder of links to the models, into which the plans are
 """
 
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,7 +126,7 @@ def _render_output(
 def _copied(preview: Path, output: Path) -> Rendering:
     with new_folder(output) as building:
         for path in sorted(preview.iterdir()):
-            copy_model(path, building / path.name)
+            (copy_model if path.is_dir() else shutil.copy)(path, building / path.name)
         files = [path.relative_to(building) for path in sorted(building.rglob("*")) if path.is_file()]
     return Rendering(written=tuple(output / path for path in files))
 

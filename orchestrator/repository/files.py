@@ -33,10 +33,12 @@ class Rendering:
 
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turns an OSError of the block into a RepositoryError whose subject is `what`."""
+    """Turns an OSError of the block into a RepositoryError whose subject is `what`, or into a DiskError."""
     try:
         yield
     except OSError as error:
+        if (fault := disk.disk_error_from(error)) is not None:
+            raise fault from error
         reason = error.strerror or str(error)
         where = error.filename or what
         raise RepositoryError(what, got=f"{reason} ({where})", expected="a folder that can be used") from error
@@ -86,9 +88,15 @@ def copy_model(source: Path, target: Path) -> None:
     with disk_errors(f"copying {source}"):
         try:
             ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(source, target, ignore=ignored, copy_function=shutil.copy)
+            shutil.copytree(source, target, ignore=ignored, copy_function=_copied_file)
         except shutil.Error as error:
             raise OSError(0, error.args[0][0][2], error.args[0][0][0]) from error
+
+
+def _copied_file(source: str, target: str) -> str:
+    # An OSError copytree would collect as text; what the disk is to blame for ends the copy.
+    with disk.disk_faults(Path(target)):
+        return shutil.copy(source, target)
 
 
 @contextmanager
@@ -155,7 +163,7 @@ TritonPythonModel = runtime.cascade_model(pb_utils)
 '''
 RUNTIME = "orchestrator"
 # Of the package, what needs numpy and nothing else.
-_PARTS = ("__init__.py", "errors.py", "files.py", "spec", "decision", "bls")
+_PARTS = ("__init__.py", "errors.py", "files.py", "probe.py", "spec", "decision", "bls")
 
 
 def runtime_files() -> dict[str, bytes]:

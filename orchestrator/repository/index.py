@@ -20,6 +20,7 @@ from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
 from orchestrator.spec.answer import first_misplaced, first_unlike, names_from_text
 from orchestrator.spec.cascade import PLAN
+from orchestrator.spec.documents import text_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.served_model import ModelInfo
 from orchestrator.spec.triton import BACKEND_OF_FILE, backend_of, served_versions, usual_file, versions_in
@@ -181,14 +182,11 @@ def label_file_of(folder: Path, config: ModelConfig | None, *, output: str | Non
 
 def names_in_label_file(path: Path) -> Names:
     """The class names of a label file; RepositoryError where it is missing, cannot be read, or is not UTF-8."""
+    what = f"label file {path}"
     try:
-        return names_from_text(path.read_bytes().decode())
-    except UnicodeDecodeError as error:
-        what = f"label file {path}"
-        raise RepositoryError(what, got="text that is not UTF-8", fix="save it as UTF-8") from error
-    except OSError as error:
-        got = f"a file that cannot be read ({error.strerror})"
-        raise RepositoryError(f"label file {path}", got=got) from error
+        return names_from_text(text_from_path(path, newline=""))
+    except ValueError as error:
+        raise RepositoryError(what, got=f"a file that {error}", expected="a name per line, in UTF-8") from error
 
 
 def class_names_of(folder: Path, output: str | None = None) -> Names | None:

@@ -13,6 +13,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from orchestrator.errors import RepositoryError
 from orchestrator.graphs.combining import averaging_model, averaging_name
 from orchestrator.pbtxt import CONFIG, config_from_text, is_marked, text_from_config, text_from_path
+from orchestrator.probe import SCRIPT
 from orchestrator.repository.configs import (
     AVERAGING_VERSION,
     LABELS,
@@ -84,6 +85,8 @@ def render(
     # Last, so that an interrupted rendering leaves no config, or an old one that `check` finds stale.
     files[CONFIG] = text
     done = _render_members(spec, repository) + write_all(folder, files)
+    if standalone:
+        done += write_all(repository, {SCRIPT: runtime["probe.py"]})
     beside = folder / inside / RUNTIME
     if (beside / "bls").is_dir():
         # model.py takes the nearest runtime, so an old copy would be used instead of the checkout's.

@@ -29,7 +29,7 @@ from orchestrator.rows.blocks import (
 )
 from orchestrator.rows.digits import digits_split
 from orchestrator.rows.labels import MemberClasses, labels_from_array
-from orchestrator.rows.npz import BROKEN, array_header, opened_npz
+from orchestrator.rows.npz import BROKEN, array_header, array_of, opened_npz
 from orchestrator.spec.served_model import ModelInfo
 
 # Bytes read at once while an array is hashed.
@@ -186,8 +186,10 @@ def _whole(path: Path, info: ModelInfo, images: Rows) -> ArrayRows:
 def mapped_npy(path: Path) -> Rows:
     """An array file, mapped, so that only what is looked at is read; DataError where it is none."""
     try:
-        array: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # A header may say sizes whose product no number holds.
+        with np.errstate(over="ignore"):
+            array: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except BROKEN as error:
         raise DataError(f"{path}", got=f"a file numpy cannot read ({error})") from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}", got="an archive", expected="one array", fix="name it .npz")
@@ -204,13 +206,15 @@ def _npz(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
                 got = f"arrays {', '.join(stored.files) or 'none'}"
                 raise DataError(f"{path}", got=got, expected="an array images")
             name = "images" if "images" in others else others[0]
-        ids, labels = (None if key is None else stored[key] for key in (columns.id_column, columns.label_column))
-        kept = {key: stored[key] for key in columns.keep_columns}
+        ids, labels = (
+            None if key is None else array_of(stored, key) for key in (columns.id_column, columns.label_column)
+        )
+        kept = {key: array_of(stored, key) for key in columns.keep_columns}
         with stored.zip.open(f"{name}.npy") as file:
             shape, in_fortran_order, dtype = array_header(file)
         _check_fit(path, info, shape, dtype)
         # No row of such an array lies in one piece, so only this kind is held whole.
-        images = stored[name] if in_fortran_order else None
+        images = array_of(stored, name) if in_fortran_order else None
     total = shape[0]
     for key, column in kept.items():
         if column.shape != (total,):

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import LISTED, DataError, first_few
-from orchestrator.rows.blocks import UNLABELLED, RowLabels, Rows, check_labels, readable
+from orchestrator.rows.blocks import UNLABELLED, RowLabels, Rows, check_labels
 from orchestrator.spec.answer import first_misplaced, in_order, normal_form
+from orchestrator.spec.documents import text_from_path
 
 Mask = npt.NDArray[np.bool_]
 # The fix for labels that number the classes from another first one.
@@ -74,11 +75,10 @@ def class_map_from_path(path: Path, *, count: int, known: Sequence[str] | None) 
     order.
     """
     what = f"class map {path}"
-    with readable(what):
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(what, got="a file that is no text", expected="a name per line, in UTF-8") from error
+    try:
+        text = text_from_path(path)
+    except ValueError as error:
+        raise DataError(what, got=f"a file that {error}", expected="a name per line, in UTF-8") from error
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) != count:
         raise DataError(

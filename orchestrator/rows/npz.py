@@ -1,6 +1,8 @@
 """`.npz` archives written array by array, whole or not at all, the same bytes for the same arrays."""
 
 import contextlib
+import math
+import os
 import shutil
 import struct
 import tokenize
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError
-from orchestrator.files import replaced_file
+from orchestrator.files import disk_faults, replaced_file
 
 Array = npt.NDArray[Any]
 # What reading a broken archive raises; numpy lets exceptions of zipfile, zlib and tokenize through. RuntimeError
@@ -30,8 +32,8 @@ NO_TIME = (1980, 1, 1, 0, 0, 0)
 class NpzWriter:
     """Adds arrays to an archive, large ones in parts; made by `npz_writer`."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
+    def __init__(self, archive: zipfile.ZipFile, path: Path) -> None:
+        self._archive, self._path = archive, path
 
     def add(self, name: str, array: npt.ArrayLike, *, packed: bool = True) -> None:
         """One array that is in memory."""
@@ -58,34 +60,49 @@ class NpzWriter:
         entry.external_attr = 0o644 << 16
         form: Any = np.lib.format
         header = {"descr": form.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-        with self._archive.open(entry, "w", force_zip64=True) as file:
+        # Named here, since several archives may be open at once.
+        with disk_faults(self._path), self._archive.open(entry, "w", force_zip64=True) as file:
             form.write_array_header_1_0(file, header)
             for part in parts:
-                # tobytes() of a view would copy; the buffer of a contiguous array does not.
-                file.write(np.ascontiguousarray(part, dtype).data if part.size else b"")
+                file.write(_buffer_of(np.ascontiguousarray(part, dtype)) if part.size else b"")
+
+
+def _buffer_of(array: Array) -> Any:
+    """The bytes of a contiguous array, without a copy but for dates, which have no buffer."""
+    return array.tobytes() if array.dtype.kind in "mM" else array.data
 
 
 @contextlib.contextmanager
 def npz_writer(path: Path) -> Iterator[NpzWriter]:
     """A writer whose archive appears at `path` when the block ends well, and nowhere when it does not.
 
-    Raises DataError where the folder cannot be written to, or the disk is full.
+    Raises DataError where the folder cannot be written to, DiskError where the disk is full.
     """
-    got, fix = "a place that cannot be written to", None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_file(path) as temporary, temporary.open("wb") as stream:
-            got, fix = "a write that failed", "make room"
-            archive = zipfile.ZipFile(stream, "w", allowZip64=True)
-            try:
-                yield NpzWriter(archive)
-                archive.close()
-            finally:
-                # Of an archive that is thrown away zipfile would complain on stderr when it is collected.
-                with contextlib.suppress(OSError, ValueError):
-                    archive.close()
+        with disk_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(path) as temporary, archive_writer(temporary, name=path) as writer:
+            yield writer
     except OSError as error:
-        raise DataError(f"{path}", got=f"{got} ({error.strerror})", fix=fix) from error
+        raise DataError(f"{path}", got=f"a place that cannot be written to ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def archive_writer(path: Path, *, name: Path) -> Iterator[NpzWriter]:
+    """A writer into the file itself, which is only as whole as the block got; errors call it by a name.
+
+    Raises OSError where it cannot be written, DiskError where the disk is full.
+    """
+    with path.open("wb") as stream:
+        archive = zipfile.ZipFile(stream, "w", allowZip64=True)
+        try:
+            yield NpzWriter(archive, name)
+            archive.close()
+        finally:
+            # Of an archive that is thrown away zipfile would complain on stderr when it is collected, and it
+            # would hide the error of a disk that is full behind one of its own.
+            with contextlib.suppress(OSError, ValueError):
+                archive.close()
 
 
 @contextlib.contextmanager
@@ -112,12 +129,28 @@ def arrays_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) ->
     Raises DataError where it is no archive, a truncated one, or one of Python objects.
     """
     with opened_npz(path, what=what, fix="record again") as stored:
-        arrays = {name: stored[name] for name in stored.files if wanted(name)}
-        # numpy returns the bytes of an entry that is no array.
-        strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
-        if strange:
-            raise ValueError(f"{', '.join(strange)}: no array")
-    return arrays
+        return {name: array_of(stored, name) for name in stored.files if wanted(name)}
+
+
+def array_of(stored: Any, name: str) -> Array:
+    """One array of an archive; ValueError where its header and the archive's list do not say the same size.
+
+    A few packed bytes may stand for any number of zeros: more than this machine's memory is refused before it is
+    unpacked.
+    """
+    if f"{name}.npy" not in stored.zip.namelist():
+        raise ValueError(f"{name}: no array")
+    size = stored.zip.getinfo(f"{name}.npy").file_size
+    with stored.zip.open(f"{name}.npy") as file:
+        shape, _, dtype = array_header(file)
+        expected = file.tell() + math.prod(shape) * dtype.itemsize
+    if size != expected:
+        raise ValueError(f"{name}: {size} bytes, expected {expected} by its header")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ValueError(f"{name}: {size} bytes when unpacked, expected at most this machine's memory of {memory}")
+    array: Array = stored[name]
+    return array
 
 
 def shapes_from_path(path: Path, *, what: str, wanted: Callable[[str], bool]) -> dict[str, tuple[int, ...]]:

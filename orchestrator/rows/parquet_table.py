@@ -204,8 +204,13 @@ def _stored(
     if not inside:
         yield _filled(part, {}, schema, part.group_rows[group])
         return
+    expected = left = part.group_rows[group]
     for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=inside, use_threads=False):
+        left -= batch.num_rows
         yield _filled(part, dict(zip(batch.schema.names, batch.columns, strict=True)), schema, batch.num_rows)
+    if left:
+        # Answers would otherwise be fewer than rows, without a word.
+        raise pa.ArrowInvalid(f"row group {group} holds {expected - left} rows, expected {expected} by its header")
 
 
 def _filled(part: ParquetPart, columns: dict[str, Any], schema: Any, rows: int) -> Any:

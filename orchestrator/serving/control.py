@@ -1,13 +1,15 @@
 """The models of a repository, and a running server's API for them: stopping without losing a request, watching.
 
-On SIGTERM Triton (seen with 24.10) first declares itself not ready, then waits for requests in flight. From then
-on it refuses the BLS calls of models ("Server not ready"), so a cascade's deferred rows fail although Triton waits
-for them. Unloading works: a model that is being unloaded takes no new request, its running requests finish while
-the models that they call are still loaded, and only then the model goes. So models are unloaded, callers before
-callees, and when the last one is gone every request has its answer.
+On SIGTERM Triton (seen with 24.10) first waits for HTTP connections to end, idle ones too, and then for requests
+in flight. Then it refuses the BLS calls of models ("Server not ready"), so a cascade's deferred rows would fail.
+So before it, from callers to callees:
 
-SIGTERM comes after that. Alone it has a second fault: an idle keep-alive HTTP connection makes Triton wait for the
-whole exit timeout. With no model loaded it does not wait.
+- A cascade is told to drain (`orchestrator/probe.py`): it refuses new requests with UNAVAILABLE, finishes those it
+  has, says when that is done, and stays loaded, so that clients never see NOT_FOUND.
+- Other models are unloaded. They take no new request then, and go when their last one is answered. An idle gRPC
+  stream, or a request that its client cancelled at the wrong moment, holds the model of its last request for ever,
+  though nothing is in flight. Models that call no others are therefore not waited for long: SIGTERM is safe for
+  them, and Triton's log says when they have nothing in flight.
 
 Unloading is possible in explicit control mode only. "poll" would drop a model whose folder disappears, but would
 also load half-written files while somebody edits them.
@@ -38,6 +40,8 @@ from orchestrator.spec.triton import BACKEND_OF_FILE, ENSEMBLE, PINNED, backend_
 from orchestrator.spec.validation import NAME
 
 _POLL_S = 0.05
+# Longest wait for models that call no others to go, after which they may be held by an idle stream.
+_HELD_S = 2.0
 # Loading gigabytes takes minutes, and Triton answers when the model is loaded.
 _LOAD_S = 600.0
 LOOK_S = 1.0  # how often members are looked at
@@ -57,6 +61,7 @@ class ModelEntry:
     backend: str | None  # "ensemble" for Triton's own pipelines, None where it is unknown
     calls: tuple[str, ...] = ()  # models that it may call while it answers
     own_backend: bool = False  # whether its folder holds its backend's library
+    is_cascade: bool = False  # whether our runtime answers for it, which can drain
 
 
 def scan_repository(repository: Path) -> tuple[ModelEntry, ...]:
@@ -110,7 +115,8 @@ def _entry(folder: Path, names: list[str]) -> ModelEntry:
     if backend in ("python", ENSEMBLE):
         calls = mentioned_models(folder, [name for name in names if name != folder.name])
     own = bool(config.backend) and any(folder.glob(f"**/libtriton_{config.backend}.so"))
-    return ModelEntry(name=folder.name, backend=backend, calls=calls, own_backend=own)
+    is_cascade = backend == "python" and any(folder.glob(f"*/{PLAN}"))
+    return ModelEntry(name=folder.name, backend=backend, calls=calls, own_backend=own, is_cascade=is_cascade)
 
 
 def _backend_by_file(folder: Path, config: ModelConfig) -> str | None:
@@ -191,21 +197,44 @@ class RepositoryControl:
             connection.close()
 
 
-def drain(control: RepositoryControl, waves: Iterable[Iterable[str]], *, deadline_s: float) -> bool:
-    """Unloads wave after wave, each when the one before has answered all its requests.
+def drain(
+    control: RepositoryControl,
+    models: Sequence[ModelEntry],
+    *,
+    drain_cascades: Callable[[list[str]], list[str]],
+    deadline_s: float,
+) -> bool:
+    """Lets models finish, wave after wave, each when the one before has answered all its requests.
 
-    False when the deadline, on the monotonic clock, came first.
+    Args:
+        control: the server's.
+        models: all of its models.
+        drain_cascades: tells cascades to drain, waits for them, and returns those that do not.
+        deadline_s: the last moment, on the monotonic clock.
+
+    Returns:
+        Whether all models are known to have nothing in flight.
     """
+    cascades = {model.name for model in models if model.is_cascade}
+    waves = drain_waves(models)
     for wave in waves:
-        names = list(wave)
+        own = [name for name in wave if name in cascades]
+        undrained = drain_cascades(own) if own else []
+        names = [name for name in wave if name not in cascades or name in undrained]
         control.unload(names)
-        while True:
-            states = {one.get("state", "UNAVAILABLE") for one in control.index() if one["name"] in names}
-            if states <= {"UNAVAILABLE"}:
-                break
-            if time.monotonic() >= deadline_s:
-                return False
-            time.sleep(_POLL_S)
+        is_last = wave is waves[-1]
+        if not _unloaded(
+            control, names, until_s=min(deadline_s, time.monotonic() + _HELD_S) if is_last else deadline_s
+        ):
+            return False
+    return True
+
+
+def _unloaded(control: RepositoryControl, names: Sequence[str], *, until_s: float) -> bool:
+    while {one.get("state", "UNAVAILABLE") for one in control.index() if one["name"] in names} - {"UNAVAILABLE"}:
+        if time.monotonic() >= until_s:
+            return False
+        time.sleep(_POLL_S)
     return True
 
 
@@ -213,6 +242,7 @@ def drain(control: RepositoryControl, waves: Iterable[Iterable[str]], *, deadlin
 class _Cascade:
     """A cascade that was served with a plan."""
 
+    version: int  # of the cascade, which has that plan
     spec: CascadeSpec
     # The plan's, without its fused prefix, in whose place the members can be asked.
     members: tuple[PlannedModel, ...]
@@ -232,32 +262,39 @@ class CascadeWatch:
         self._repository = repository
         self._control = control
         self._tell = tell
-        self._cascades: dict[str, _Cascade] | None = None
+        self._cascades: dict[str, _Cascade] = {}
 
     def look(self) -> None:
         """Compares once; does nothing while the server does not answer."""
         with contextlib.suppress(OSError, http.client.HTTPException, ServingError):
-            if self._cascades is None:
-                found = {name: self._served(name, now) for name, now in self._control.ready_versions().items()}
-                self._cascades = {name: cascade for name, cascade in found.items() if cascade is not None}
-                for name, cascade in self._cascades.items():
-                    if not cascade.verify:
-                        self._tell(f"{name}: verify_hashes is no, so a member that is replaced is not noticed")
+            for name, versions in self._control.ready_versions().items():
+                self._take_served(name, versions)
             for name, cascade in list(self._cascades.items()):
                 if cascade.is_unloaded:
                     self._cascades[name] = self._brought_back(name, cascade)
                 else:
                     self._unload_if_wrong(name, cascade, self._cascades)
 
+    def _take_served(self, name: str, versions: frozenset[int]) -> None:
+        """Reads the plan that serves now where it is not known: of a new cascade, or of another version."""
+        known = self._cascades.get(name)
+        if not versions or (known is not None and (known.is_unloaded or known.version == max(versions))):
+            return
+        if (served := self._served(name, versions)) is not None:
+            self._cascades[name] = served
+            if known is None and not served.verify:
+                self._tell(f"{name}: verify_hashes is no, so a member that is replaced is not noticed")
+
     def _served(self, name: str, versions: frozenset[int]) -> _Cascade | None:
-        path = self._repository / name / str(max(versions, default=0)) / PLAN
+        version = max(versions, default=0)
+        path = self._repository / name / str(version) / PLAN
         if not path.is_file():
             return None
         try:
             spec, verify = cascade_from_path(path), verifies_hashes(self._control.config(name))
         except SpecError:  # changed since the server read it
             return None
-        return _Cascade(spec, self._members(spec, verify), verify)
+        return _Cascade(version, spec, self._members(spec, verify), verify)
 
     def _members(self, spec: CascadeSpec, verify: bool) -> tuple[PlannedModel, ...]:
         return planned_models(spec, self._repository, verify_files=verify)[: len(spec.members)]

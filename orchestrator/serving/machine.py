@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import resource
 import shutil
 import sys
 import sysconfig
@@ -19,11 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.errors import PlatformError, ServingError
-from orchestrator.serving.options import MIB, Ports, ServeOptions, bracketed, evhtp_host
+from orchestrator.serving.options import MIB, Ports, ServeOptions, bracketed, evhtp_host, numeric_host
 
 GLIBC_FLOOR = (2, 35)
 SHM_FLOOR_BYTES = 64 * MIB  # what docker gives a container; with less, hardly any model runs
+# Triton has 66 files open before the first client connects, and one more per model; it crashes (SIGSEGV) where it
+# may not have them. The rest is for clients.
+OPEN_FILES_FLOOR = 256
+OPEN_FILES_RAISED = 65_536  # what a limit below it becomes, where the system lets us
 SHM = Path("/dev/shm")
+WORK_FOLDER = "committee-serve-"  # what the names of work folders begin with
 _COMPOSE = "serve the same repository with `docker compose up`"
 _LIBRARY_FOLDERS = ("/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
 BACKENDS = Path(__file__).parent / "backends"
@@ -31,6 +37,8 @@ BACKENDS = Path(__file__).parent / "backends"
 # for a header whose value only this process and its child know. Users of the same machine can read it in the
 # process list: Triton takes it on the command line only.
 CONTROL_HEADER = "committee-control"
+# That API, and those by which anybody could silence the log or fill the disk with it.
+_CONTROL_APIS = "model-repository,logging,trace"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_@%+=:,./-]")  # characters that may have a meaning to a shell
 # Triton logs these on every machine without a GPU, and they are never the reason of a failure.
 _HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
@@ -57,6 +65,7 @@ class ServingMachine:
     wheel: Path | None  # folder of the `pytriton` package; None where it is not installed
     libpython: Path | None  # folder of that interpreter's shared library; None where it has none
     shm_free_bytes: int | None  # free shared memory; None without /dev/shm
+    open_files: int  # that a process may have at most, once it has raised its limit
 
     @property
     def server(self) -> Path:
@@ -90,7 +99,20 @@ def machine_here() -> ServingMachine:
         wheel=next((path for path in places if (path / "tritonserver" / "bin" / "tritonserver").is_file()), None),
         libpython=libpython_folder(python, [*filter(None, own), *_LIBRARY_FOLDERS]),
         shm_free_bytes=shutil.disk_usage(SHM).free if SHM.is_dir() else None,
+        open_files=_most_open_files(),
     )
+
+
+def _most_open_files() -> int:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return sys.maxsize if most == resource.RLIM_INFINITY else most
+
+
+def allow_open_files() -> None:
+    """Raises this process's limit of open files, and its children's, where it is below what a server needs."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != resource.RLIM_INFINITY and now < OPEN_FILES_FLOOR:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(_most_open_files(), OPEN_FILES_RAISED), most))
 
 
 def check_machine(machine: ServingMachine, *, shm_needed_bytes: int = 0) -> None:
@@ -120,6 +142,12 @@ def check_machine(machine: ServingMachine, *, shm_needed_bytes: int = 0) -> None
         # "input byte size mismatch", which does not tell the cause.
         got = f"numpy {machine.numpy_version}"
         raise ServingError(what, got=got, expected="numpy below 2", fix="pip install 'numpy<2'")
+    if machine.open_files < OPEN_FILES_FLOOR:
+        got, fix = (
+            f"at most {machine.open_files} open files",
+            "raise the limit: ulimit -n, or LimitNOFILE of a service",
+        )
+        raise ServingError(what, got=got, expected=f"at least {OPEN_FILES_FLOOR}", fix=fix)
     _check_interpreter(machine, what)
     free, needed_bytes = machine.shm_free_bytes, max(shm_needed_bytes, SHM_FLOOR_BYTES)
     if free is None or free < needed_bytes:
@@ -157,7 +185,7 @@ def _dotted(version: tuple[int, int]) -> str:
 def make_work_folder() -> Path:
     """A new temporary folder whose path a shell takes as one word (see `shell_safe_repository`)."""
     parent = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="committee-serve-", dir="/tmp" if _UNSAFE.search(parent) else parent))
+    return Path(tempfile.mkdtemp(prefix=WORK_FOLDER, dir="/tmp" if _UNSAFE.search(parent) else parent))
 
 
 def make_backend_directory(machine: ServingMachine, folder: Path) -> Path:
@@ -229,7 +257,7 @@ def command_from(
     """The server's command line.
 
     Model control is "explicit" with every model loaded at start, which stopping needs (see control.py). Others are
-    refused loading and unloading, as in mode "none".
+    refused loading and unloading, as in mode "none", and settings of the log and of traces.
     """
     python = {
         "shm-default-byte-size": options.shm_bytes,
@@ -237,20 +265,25 @@ def command_from(
         "thread-pool-size": options.bls_threads,
         "shm-region-prefix-name": shm_prefix,
     }
+    # Triton takes addresses: of a name, HTTP and metrics make the address of the whole network.
+    host = numeric_host(options.host)
     return [
         str(machine.server / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         "--load-model=*",
+        # Ready means that the server answers: otherwise a load that is refused or under way makes it not ready,
+        # and on 24.10 only a good load of that very version ends this. Models say for themselves if they are.
+        "--strict-readiness=false",
         *([] if options.config_name is None else [f"--model-config-name={options.config_name}"]),
-        f"--http-restricted-api=model-repository:{CONTROL_HEADER}={control_key}",
-        f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={control_key}",
-        f"--http-address={evhtp_host(options.host)}",
+        f"--http-restricted-api={_CONTROL_APIS}:{CONTROL_HEADER}={control_key}",
+        f"--grpc-restricted-protocol={_CONTROL_APIS}:{CONTROL_HEADER}={control_key}",
+        f"--http-address={evhtp_host(numeric_host(options.host_of('http')))}",
         f"--http-port={ports.http}",
-        f"--grpc-address={bracketed(options.host)}",
+        f"--grpc-address={bracketed(host)}",
         f"--grpc-port={ports.grpc}",
-        f"--metrics-address={evhtp_host(options.host)}",
+        f"--metrics-address={evhtp_host(host)}",
         f"--metrics-port={ports.metrics}",
         f"--exit-timeout-secs={math.ceil(options.stop_timeout_s)}",
         f"--log-verbose={options.log_verbose}",
@@ -267,6 +300,11 @@ def log_tail(path: Path | None, lines: int) -> list[str]:
 def loaded_models(path: Path | None) -> set[str]:
     """Names of the models that have loaded so far."""
     return {name for line in _lines(path) for name in _LOADED.findall(line)}
+
+
+def nothing_in_flight(path: Path | None) -> bool:
+    """Whether a server that was told to end says that all requests are answered."""
+    return any("All models are stopped" in line for line in _lines(path))
 
 
 def failure_reasons(path: Path | None) -> list[str]:

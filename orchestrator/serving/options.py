@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import PortInUseError, ServingError
-from orchestrator.spec.validation import Faults
+from orchestrator.spec.validation import MOST_SIZE, Faults
 
 MIB = 1024 * 1024
 FIELDS = ("http", "grpc", "metrics")
@@ -25,7 +25,10 @@ class ServeOptions:
     """Options of one embedded server."""
 
     repository: Path  # served from its place and never written to
-    host: str = "127.0.0.1"  # address that all three endpoints bind to
+    host: str = "127.0.0.1"  # address that the endpoints bind to
+    http_host: str | None = (
+        None  # that of HTTP, which a request of a few bytes can end the server by; None is `host`
+    )
     http_port: int = 8000  # 0 picks a free port, here and below
     grpc_port: int = 8001
     metrics_port: int = 8002
@@ -43,8 +46,10 @@ class ServeOptions:
     def __post_init__(self) -> None:
         faults = Faults("serve options")
         faults.check("repository", isinstance(self.repository, Path), f"got {self.repository!r}, expected a path")
-        good = isinstance(self.host, str) and _is_host(self.host)
-        faults.check("host", good, f"got {self.host!r}, expected an IP address or a host name")
+        for field in ("host", "http_host"):
+            host = getattr(self, field)
+            good = (isinstance(host, str) and _is_host(host)) or (field == "http_host" and host is None)
+            faults.check(field, good, f"got {host!r}, expected an IP address or a host name")
         taken: dict[int, str] = {}
         for field in (f"{endpoint}_port" for endpoint in FIELDS):
             port = getattr(self, field)
@@ -58,9 +63,13 @@ class ServeOptions:
         faults.positive("stop_timeout_s", self.stop_timeout_s)
         faults.integer("log_verbose", self.log_verbose, low=0, high=9)
         # With less than 1 MiB the backend has no room for its own data, and every load fails without a reason.
-        faults.integer("shm_bytes", self.shm_bytes, low=MIB)
+        faults.integer("shm_bytes", self.shm_bytes, low=MIB, high=MOST_SIZE * MIB)
         faults.integer("bls_threads", self.bls_threads, low=1, high=1024)
         faults.close()
+
+    def host_of(self, endpoint: str) -> str:
+        """The address that the endpoint "http", "grpc" or "metrics" binds to."""
+        return self.host if endpoint != "http" or self.http_host is None else self.http_host
 
 
 def _is_host(host: str) -> bool:
@@ -90,17 +99,21 @@ def choose_ports(options: ServeOptions) -> Ports:
         ServingError: the address is not this machine's, or this user may not bind the port.
     """
     with ExitStack() as held:
-        found = {field: _hold(held, options.host, getattr(options, f"{field}_port"), field) for field in FIELDS}
+        found = {
+            field: _hold(held, options.host_of(field), getattr(options, f"{field}_port"), field)
+            for field in FIELDS
+        }
     return Ports(**found)
 
 
 def _hold(held: ExitStack, host: str, port: int, field: str) -> int:
-    probe = held.enter_context(socket.socket(family_of(host), socket.SOCK_STREAM))
+    address = numeric_host(host)
+    probe = held.enter_context(socket.socket(family_of(address), socket.SOCK_STREAM))
     # The server sets it as well: a port whose last connections are still in TIME_WAIT is free.
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     for candidate in [port] if port else random.sample(_FREE, 100):
         try:
-            probe.bind((host, candidate))
+            probe.bind((address, candidate))
             probe.listen(1)
             return candidate
         except OSError as error:
@@ -126,6 +139,15 @@ def family_of(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
+def numeric_host(host: str) -> str:
+    """The address of a host, IPv4 where it has one; the name itself where nobody knows it."""
+    if _address(host) is None:
+        with suppress(OSError, UnicodeError):
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            return str(min(found, key=lambda one: one[0] != socket.AF_INET)[4][0])
+    return host
+
+
 def is_wildcard(host: str) -> bool:
     """Whether a host means every address of this machine, as 0.0.0.0 and :: do."""
     address = _address(host)
@@ -134,10 +156,7 @@ def is_wildcard(host: str) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can connect to a host."""
-    address = _address(host)
-    if address is None:
-        with suppress(OSError):
-            address = _address(socket.gethostbyname(host))
+    address = _address(numeric_host(host))
     return address is not None and address.is_loopback
 
 

@@ -9,25 +9,25 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from orchestrator.errors import PortInUseError, ServingError
+from orchestrator.probe import STUB, mark, mark_of, wait_until_drained
+from orchestrator.serving.child import Child
 from orchestrator.serving.control import (
     ModelEntry,
     RepositoryControl,
     check_models,
     drain,
-    drain_waves,
     scan_repository,
 )
 from orchestrator.serving.machine import (
     SHM,
     ServingMachine,
+    allow_open_files,
     check_machine,
     command_from,
     environment_from,
@@ -36,106 +36,24 @@ from orchestrator.serving.machine import (
     machine_here,
     make_backend_directory,
     make_work_folder,
+    nothing_in_flight,
     shell_safe_repository,
 )
-from orchestrator.serving.options import Ports, ServeOptions, bracketed, choose_ports, local_host
+from orchestrator.serving.options import MIB, Ports, ServeOptions, bracketed, choose_ports, local_host
+from orchestrator.serving.shared_memory import SharedMemoryClaim, remove_ownerless
+from orchestrator.serving.stubs import DeadStubs
+from orchestrator.spec.held_requests import HELD_REQUESTS
 
 _POLL_S = 0.05
 # Time for Triton to end once nothing is in flight; after it, Triton waits for idle connections only.
 _EXIT_S = 2.0
+# Time for the last answers of drained models to leave Triton.
+_SENT_S = 0.5
 # Exit statuses of Triton 24.10 when it starts many Python models at once and fails over a lock (`lock_exception`).
 _CRASHES = (-signal.SIGABRT, -signal.SIGSEGV)
 _ATTEMPTS = 2
 # What a request to a server may raise that is not ready, or hangs.
 _NO_ANSWER = (OSError, http.client.HTTPException, ServingError)
-# Program that asks the kernel to end it when this process ends, and then becomes the child. A preexec_fn would run
-# Python between fork and exec, which can deadlock in a process with threads. Number 1 is PR_SET_PDEATHSIG, 15 is
-# SIGTERM; the comparison of process ids covers a parent that ended before the call.
-_LAUNCHER = (
-    "import ctypes, os, sys; "
-    "ctypes.CDLL(None).prctl(1, 15); "
-    "os.getppid() == int(sys.argv[1]) or sys.exit(1); "
-    "os.execv(sys.argv[2], sys.argv[2:])"
-)
-
-
-class Child:
-    """A process in a session of its own, its output in a file.
-
-    The session keeps the terminal's Ctrl-C away from it. The kernel ends the child when the thread that started it
-    ends, not when the process does, so a thread that lives as long as the child starts it. That thread also ends
-    what the child leaves running.
-
-    It inherits no variables. Stdout and stderr go to the log.
-
-    Raises:
-        OSError: the program or the log cannot be opened.
-    """
-
-    def __init__(self, command: Sequence[str], *, environment: Mapping[str, str], log_path: Path) -> None:
-        self._exited = threading.Event()
-        self._started = threading.Event()
-        self._error: OSError | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        args = (list(command), dict(environment), log_path)
-        threading.Thread(target=self._keep, args=args, name="keeper", daemon=True).start()
-        self._started.wait()
-        if self._error is not None:
-            raise self._error
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        assert self._process is not None, "set before __init__ returns"
-        return self._process.pid
-
-    @property
-    def status(self) -> int | None:
-        """Exit status, negative for a signal; None while it runs."""
-        return self._process.returncode if self._process is not None and self._exited.is_set() else None
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """True once it has ended, False when the time passes first."""
-        return self._exited.wait(timeout_s)
-
-    def terminate(self) -> None:
-        """Sends SIGTERM, unless it has ended."""
-        if not self._exited.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Ends it and everything it has started, at once."""
-        if not self._exited.is_set():
-            _kill_group(self.pid)
-            self._exited.wait()
-
-    def _keep(self, command: list[str], environment: dict[str, str], log_path: Path) -> None:
-        try:
-            with log_path.open("wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            self._error = error
-            return
-        finally:
-            self._started.set()
-        # Until it is collected, a process that has ended keeps its id, so this is surely its own group.
-        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        _kill_group(self._process.pid)
-        self._process.wait()
-        self._exited.set()
-
-
-def _kill_group(leader: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
 
 
 class EmbeddedServer:
@@ -162,9 +80,13 @@ class EmbeddedServer:
         self._models: tuple[ModelEntry, ...] = ()
         self._ports: Ports | None = None
         self._child: Child | None = None
+        self._stubs: DeadStubs | None = None
         self._folder: Path | None = None
         self._control_key = secrets.token_hex(16)
-        self._shm_prefix = f"committee_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._told_to_drain: list[str] = []
+        self._claim: SharedMemoryClaim | None = None
+        # Whether a process has died with requests, which keep its model from ever being unloaded.
+        self.has_lost_requests = False
 
     def __enter__(self) -> "EmbeddedServer":
         self.start()
@@ -180,22 +102,46 @@ class EmbeddedServer:
     @property
     def http_address(self) -> str:
         """host:port of the HTTP endpoint, for this machine."""
-        return self.address(self._host, "http")
+        return self._local_address("http")
 
     @property
     def grpc_address(self) -> str:
         """host:port of the gRPC endpoint, for this machine."""
-        return self.address(self._host, "grpc")
+        return self._local_address("grpc")
 
     @property
     def metrics_address(self) -> str:
         """host:port of the Prometheus endpoint, for this machine."""
-        return self.address(self._host, "metrics")
+        return self._local_address("metrics")
 
     @property
     def pid(self) -> int:
         """Process id of the server."""
         return self._running.pid
+
+    @property
+    def models(self) -> tuple[ModelEntry, ...]:
+        """The models served, as they were when it started."""
+        return self._models
+
+    @property
+    def held_prefix(self) -> str:
+        """Path, but for the process id at its end, of the files where cascades say how many requests they hold."""
+        assert self._claim is not None, "set when it starts"
+        return str(SHM / f"{self._claim.prefix}held_")
+
+    @property
+    def stubs(self) -> DeadStubs:
+        """What finds Python models' processes that have died since the server began to start."""
+        assert self._stubs is not None, "set when it starts"
+        return self._stubs
+
+    @property
+    def missing_file(self) -> Path | None:
+        """A file of the server's own that Triton needs later on, where somebody has removed it."""
+        assert self._folder is not None, "set when it starts"
+        stub = self._folder / "backends" / "python" / STUB
+        return None if stub.exists() else stub
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -205,7 +151,7 @@ class EmbeddedServer:
     @property
     def control(self) -> RepositoryControl:
         """The server's repository API, which is closed to others."""
-        return RepositoryControl(host=self._host, port=self._known_ports.http, key=self._control_key)
+        return RepositoryControl(host=self._local_host("http"), port=self._known_ports.http, key=self._control_key)
 
     def start(self) -> None:
         """Starts the server and returns when every model is ready.
@@ -218,12 +164,40 @@ class EmbeddedServer:
         """
         if self._child is not None:
             raise ServingError("embedded Triton was started already", fix="make another EmbeddedServer")
+        if freed_bytes := remove_ownerless():
+            self._progress(f"removed {freed_bytes / MIB:.0f} MiB of shared memory that dead servers had left")
+        self._ports = choose_ports(self.options)
+        self._start()
+
+    def restart(self) -> None:
+        """Ends the server at once, if it runs, and starts it again at the same addresses; a new log is begun.
+
+        Raises:
+            CommitteeError: as for `start`.
+        """
+        self._kill()
+        self._clean(keep_log=True)
+        if (kept := self.options.log_path) is not None and kept.exists():
+            kept.replace(kept.with_name(f"{kept.name}.1"))
+        self._start()
+
+    def reload(self, name: str) -> None:
+        """Unloads a model and loads it at once, which brings processes of Python models back that have died.
+
+        Raises:
+            ServingError: it does not load.
+            OSError, HTTPException: the server does not answer.
+        """
+        self.control.unload([name])
+        self.control.load(name)
+
+    def _start(self) -> None:
         machine = self._machine or machine_here()
         self._models = scan_repository(self.options.repository)
         # Two instances per model, the number Triton gives CPU models that state none.
         check_machine(machine, shm_needed_bytes=2 * len(self._models) * self.options.shm_bytes)
         check_models(self._models, self.options.repository)
-        self._ports = choose_ports(self.options)
+        allow_open_files()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 self._child = self._spawn(machine)
@@ -255,22 +229,43 @@ class EmbeddedServer:
             self._progress("answering requests in flight")
             # A server that does not answer cannot be drained; it gets SIGTERM next in any case.
             with contextlib.suppress(*_NO_ANSWER):
-                drained = drain(self.control, drain_waves(self._models), deadline_s=deadline_s)
+                drained = drain(
+                    self.control,
+                    self._models,
+                    drain_cascades=partial(self._drain_cascades, deadline_s=deadline_s),
+                    deadline_s=deadline_s,
+                )
             self._progress("stopping Triton")
-            self._child.terminate()
-            self._child.wait(_EXIT_S)
+            if drained and self._told_to_drain:
+                # SIGTERM would unload these cascades, and tell clients that still ask that there are none.
+                self._child.wait(_SENT_S)
+            else:
+                self._child.terminate()
+                while not drained and time.monotonic() < deadline_s and not self._child.wait(_POLL_S):
+                    drained = nothing_in_flight(self.log_path)
+                self._child.wait(_EXIT_S)
         finally:
             # Done even if a second Ctrl-C interrupts the wait.
             self._kill()
             self._clean(keep_log=not drained)
 
-    def kill(self) -> None:
+    def kill(self, *, keep_log: bool = False) -> None:
         """Ends the server at once; requests in flight are lost."""
         self._kill()
-        self._clean(keep_log=False)
+        self._clean(keep_log=keep_log)
+
+    def _drain_cascades(self, names: list[str], *, deadline_s: float) -> list[str]:
+        try:
+            mark([self.pid], [*self._told_to_drain, *names])
+        except OSError:  # then they are unloaded, which drains them as well
+            return names
+        self._told_to_drain += names
+        repository = self.options.repository
+        return wait_until_drained(f"http://{self.http_address}", repository, names, until_s=deadline_s)
 
     def _spawn(self, machine: ServingMachine) -> Child:
         self._folder = make_work_folder()
+        self._claim = SharedMemoryClaim(self._folder)
         self.log_path = self.options.log_path or self._folder / "triton.log"
         repository = shell_safe_repository(self.options.repository, self._folder)
         command = command_from(
@@ -280,19 +275,23 @@ class EmbeddedServer:
             ports=self._known_ports,
             backends=make_backend_directory(machine, self._folder / "backends"),
             control_key=self._control_key,
-            shm_prefix=self._shm_prefix,
+            shm_prefix=self._claim.prefix,
         )
         hide_gpus = self.options.hide_gpus
         environment = environment_from(machine, os.environ, repository=repository, hide_gpus=hide_gpus)
+        environment[HELD_REQUESTS] = self.held_prefix
+        inherited = (self._claim.file_number,)
         try:
-            return Child(command, environment=environment, log_path=self.log_path)
+            return Child(command, environment=environment, log_path=self.log_path, inherited=inherited)
         except OSError as error:
             raise ServingError("embedded Triton does not start", got=error) from error
 
     def _wait_until_ready(self, child: Child) -> None:
         deadline_s = time.monotonic() + self.options.startup_timeout_s
         told = ""
+        stubs = self._stubs = DeadStubs(child.pid)
         while not self._is_ready():
+            stubs.note()
             loaded = loaded_models(self.log_path)
             state = f"{len(loaded)} of {len(self._models)} models loaded"
             if state != told:
@@ -305,6 +304,7 @@ class EmbeddedServer:
                 got = f"still loading {', '.join(missing)}" if missing else "all models loaded but no answer"
                 what = f"embedded Triton was not ready after {self.options.startup_timeout_s:g} s"
                 raise ServingError(what, got=got, fix=f"the whole log is {self.log_path}")
+        stubs.note()
         # Another server may have answered on the HTTP port. Triton binds the metrics port last, and ends if one of
         # the three is taken.
         if child.wait(_POLL_S):
@@ -328,8 +328,11 @@ class EmbeddedServer:
     def _kill(self) -> None:
         if self._child is not None:
             self._child.kill()
-        for path in SHM.glob(f"{self._shm_prefix}*"):
-            path.unlink(missing_ok=True)
+            # Somebody else's file of that name says nothing, and stays.
+            with contextlib.suppress(OSError):
+                mark_of(self._child.pid).unlink()
+        if self._claim is not None:
+            self._claim.release()
 
     def _clean(self, *, keep_log: bool) -> None:
         """Removes the work folder, or all but the log in it."""
@@ -337,9 +340,11 @@ class EmbeddedServer:
             folder = self._folder / "backends" if keep_log and self.options.log_path is None else self._folder
             shutil.rmtree(folder, ignore_errors=True)
 
-    @property
-    def _host(self) -> str:
-        return local_host(self.options.host)
+    def _local_host(self, endpoint: str) -> str:
+        return local_host(self.options.host_of(endpoint))
+
+    def _local_address(self, endpoint: str) -> str:
+        return self.address(self._local_host(endpoint), endpoint)
 
     @property
     def _status(self) -> int | None:

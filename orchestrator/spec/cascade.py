@@ -10,20 +10,23 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, repeated, shown
+from orchestrator.spec.documents import json_from_text, text_from_json, text_of_file
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 from orchestrator.spec.request import InputSpec, Preprocess, header_pattern_fault
 from orchestrator.spec.validation import (
+    DAY_US,
+    MOST_CLASSES,
+    MOST_COST,
+    MOST_COUNTED,
+    MOST_INSTANCES,
+    MOST_ROWS,
     VALUES,
     Convert,
     Faults,
     array_of,
     built,
-    is_finite,
-    json_from_text,
     object_of,
-    text_from_json,
-    text_of_file,
 )
 
 PLAN = "cascade.json"  # in the version folder of a cascade
@@ -33,6 +36,10 @@ SCORES = ("max_prob", "top2_gap", "neg_entropy", "agreement")
 ON_FAILURE = ("error", "answer")
 # A Triton version is a signed 64-bit number.
 MAX_VERSION = 2**63 - 1
+# Each stage has threads of its own.
+MAX_STAGES = 64
+MAX_WORKERS = 16
+MEMBER_TIMEOUT_MS = 30_000
 # Tensors of a plan whose members lie in no repository yet; rendering replaces them.
 UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
 UNKNOWN_OUTPUT = "output"
@@ -51,10 +58,17 @@ class Gear:
         faults = Faults("gear")
         for threshold in self.thresholds:
             faults.threshold("thresholds", threshold)
-        faults.not_negative("mean_cost", self.mean_cost)
-        good = self.accuracy is None or (is_finite(self.accuracy) and 0 <= self.accuracy <= 1)
-        faults.check("accuracy", good, f"got {self.accuracy!r}, expected a number from 0 to 1")
+        _check_result(faults, self)
         faults.close()
+
+
+def _check_result(faults: Faults, found: "Gear | Fit") -> None:
+    """What a plan did on the rows it was fitted on."""
+    faults.number("mean_cost", found.mean_cost, low=0, high=MAX_STAGES * MOST_COST)
+    if found.accuracy is not None:
+        faults.number("accuracy", found.accuracy, low=0, high=1)
+    for share in found.exit_share:
+        faults.number("exit_share", share, low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +90,7 @@ class Gears:
         faults = Faults("gears")
         faults.check("cheaper", len(self.cheaper) > 0, "got none, expected at least one")
         for name in ("raise_wait_us", "lower_wait_us", "raise_after_us", "lower_after_us"):
-            faults.integer(name, getattr(self, name), low=0)
+            faults.integer(name, getattr(self, name), low=0, high=DAY_US)
         if not faults.found:
             text = f"got {self.lower_wait_us}, expected less than raise_wait_us {self.raise_wait_us}"
             faults.check("lower_wait_us", self.lower_wait_us < self.raise_wait_us, text)
@@ -113,13 +127,11 @@ class Member:
             faults.text("input", self.input)
         faults.one_of("output_kind", self.output_kind, OUTPUT_KINDS)
         for name in ("temperature", "weight"):
-            value = getattr(self, name)
             # A wider range would let sums of clipped logits overflow float32.
-            good = is_finite(value) and 1e-3 <= value <= 1e3
-            faults.check(name, good, f"got {value!r}, expected a number from 0.001 to 1000")
-        faults.not_negative("cost", self.cost)
-        faults.integer("max_batch_size", self.max_batch_size, low=1)
-        faults.integer("instances", self.instances, low=1)
+            faults.number(name, getattr(self, name), low=1e-3, high=1e3)
+        faults.cost("cost", self.cost)
+        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MOST_ROWS)
+        faults.integer("instances", self.instances, low=1, high=MOST_INSTANCES)
         _check_file(faults, self.sha256, self.version)
         _check_data_files(faults, self.data_files)
         faults.close()
@@ -134,9 +146,9 @@ def _check_file(faults: Faults, sha256: object, version: object) -> None:
 
 def _check_data_files(faults: Faults, value: object) -> None:
     if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
-        faults.add("data_files", f"got {value!r}, expected an object of paths and hashes")
+        faults.add("data_files", f"got {shown(value)}, expected an object of paths and hashes")
         return
-    outside = [path for path in value if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]
+    outside = [path for path in value if path[:1] == "/" or "\0" in path or ".." in PurePosixPath(path).parts]
     faults.check("data_files", not outside, f"got {', '.join(outside)}, expected paths inside the version folder")
 
 
@@ -186,8 +198,8 @@ class FusedPrefix:
     def __post_init__(self) -> None:
         faults = Faults(f"fused prefix {self.name}")
         faults.name("name", self.name)
-        faults.integer("stages", self.stages, low=2)
-        faults.integer("max_batch_size", self.max_batch_size, low=1)
+        faults.integer("stages", self.stages, low=2, high=MAX_STAGES)
+        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MOST_ROWS)
         _check_file(faults, self.sha256, self.version)
         faults.close()
 
@@ -197,19 +209,23 @@ class Limits:
     """Bounds the runtime keeps."""
 
     max_batch_size: int = 256  # largest request of the cascade itself; larger than a member's, the runtime chunks
-    max_deferred_rows: int = 2048  # admission limit; with so many rows waiting for later stages, new requests wait
+    # with so many rows deferred, requests wait a moment; then those that stage 0 is unsure of are refused
+    max_deferred_rows: int = 2048
     # threads draining a later stage; None means one more than its members' instances
     workers_per_stage: int | None = None
     # orders the rows of requests that name no deadline; nothing else depends on it
     default_deadline_us: int = 1_000_000
+    # so long a stage waits for its members, and a row for its stage; then members without an answer have failed
+    member_timeout_ms: int = MEMBER_TIMEOUT_MS
 
     def __post_init__(self) -> None:
         faults = Faults("limits")
-        faults.integer("max_batch_size", self.max_batch_size, low=1)
-        faults.integer("max_deferred_rows", self.max_deferred_rows, low=1)
-        faults.integer("default_deadline_us", self.default_deadline_us, low=1)
+        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MOST_ROWS)
+        faults.integer("max_deferred_rows", self.max_deferred_rows, low=1, high=MOST_ROWS)
+        faults.integer("default_deadline_us", self.default_deadline_us, low=1, high=DAY_US)
+        faults.integer("member_timeout_ms", self.member_timeout_ms, low=1, high=DAY_US // 1000)
         if self.workers_per_stage is not None:
-            faults.integer("workers_per_stage", self.workers_per_stage, low=1, high=16)
+            faults.integer("workers_per_stage", self.workers_per_stage, low=1, high=MAX_WORKERS)
         faults.close()
 
 
@@ -228,6 +244,22 @@ class Fit:
     random_weights: bool = False  # True when a member was exported with random weights; its accuracy means nothing
     # whatever else the planner keeps (bounds, calibration), as JSON values
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        faults = Faults("fit")
+        faults.integer("rows", self.rows, low=0, high=MOST_COUNTED)
+        _check_result(faults, self)
+        for bound in self.accuracy_ci95 or ():
+            faults.number("accuracy_ci95", bound, low=0, high=1)
+        good = self.accuracy_ci95 is None or len(self.accuracy_ci95) == 2
+        faults.check("accuracy_ci95", good, f"got {shown(self.accuracy_ci95)}, expected two numbers, or null")
+        for name in ("data_sha256", "split", "target"):
+            value = getattr(self, name)
+            faults.check(name, isinstance(value, str), f"got {shown(value)}, expected a string")
+        faults.check("extra", isinstance(self.extra, dict), f"got {shown(self.extra)}, expected an object")
+        random = self.random_weights
+        faults.check("random_weights", isinstance(random, bool), f"got {shown(random)}, expected true or false")
+        faults.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +290,7 @@ class CascadeSpec:
     def __post_init__(self) -> None:
         faults = Faults(f"cascade {self.name}")
         faults.name("name", self.name)
-        faults.integer("classes", self.classes, low=2)
+        faults.integer("classes", self.classes, low=2, high=MOST_CLASSES)
         faults.one_of("combine", self.combine, COMBINES)
         faults.one_of("score", self.score, SCORES)
         faults.text("cost_unit", self.cost_unit)
@@ -288,6 +320,8 @@ class CascadeSpec:
         if not self.stages:
             faults.add("stages", "got none, expected at least one")
             return
+        text = f"got {len(self.stages)}, expected at most {MAX_STAGES}"
+        faults.check("stages", len(self.stages) <= MAX_STAGES, text)
         last = self.stages[-1]
         if last.threshold is not None or last.low is not None:
             count, stages = sum(stage.threshold is not None for stage in self.stages), len(self.stages)
@@ -296,7 +330,7 @@ class CascadeSpec:
             )
             faults.add("stages", text)
         names = [member.name for member in self.members]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = repeated(names)
         faults.check("stages", not twice, f"got {', '.join(twice)} more than once, expected each member once")
         faults.check("stages", self.name not in names, f"got {self.name} among its own members, a cycle")
         if self.score == "agreement" and len(self.stages) > 1 and len(self.stages[0].members) < 2:
@@ -359,7 +393,7 @@ def cascade_from_json(text: str, subject: str = PLAN) -> CascadeSpec:
         # The fields of another format would only produce misleading faults, so the rest is not read.
         newer = isinstance(number, int) and number > FORMAT
         fix = "install a newer committee" if newer else "write it again with `committee plan`"
-        raise SpecError(subject, {"format": f"got {number!r}, expected {FORMAT}"}, fix=fix)
+        raise SpecError(subject, {"format": f"got {shown(number)}, expected {FORMAT}"}, fix=fix)
     return built(CascadeSpec, value, subject, _CONVERT)
 
 
@@ -378,6 +412,8 @@ def json_from_cascade(spec: CascadeSpec) -> str:
     for member in (member for stage in value["stages"] for member in stage["members"]):
         _leave_out(member, "version", "data_files")
     _leave_out(value.get("lead", {}), "version", "sha256")
+    if value["limits"]["member_timeout_ms"] == MEMBER_TIMEOUT_MS:
+        del value["limits"]["member_timeout_ms"]
     return text_from_json(value)
 
 

@@ -5,22 +5,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, shown
+from orchestrator.spec.documents import json_from_text, text_from_json, text_of_file
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 from orchestrator.spec.request import Preprocess
 from orchestrator.spec.validation import (
+    MOST_COUNTED,
+    MOST_PX,
+    MOST_ROWS,
+    MOST_SIZE,
     VALUES,
     Faults,
     built,
     is_finite,
-    json_from_text,
     object_of,
-    text_from_json,
-    text_of_file,
 )
 
 MANIFEST = "manifest.json"  # in the folder of an exported member
 MANIFEST_FORMAT = 1
+_MOST_OPSET = 1000
 PRECISIONS = ("fp32", "fp16", "int8")
 _PROOF = 'an object with "max_abs" (a finite number of at least 0), "not_proven" or "fault" (texts)'
 
@@ -44,7 +47,7 @@ class TensorSpec(Tensor):
         faults.text("dtype", self.dtype)
         for size in self.dims:
             # -1 is Triton's word for a size that may vary.
-            faults.integer("dims", size, low=-1)
+            faults.integer("dims", size, low=-1, high=MOST_SIZE)
         faults.close()
 
 
@@ -102,22 +105,26 @@ class Manifest:
         faults.text("file", self.file)
         for key in (one.name for one in dataclasses.fields(self) if str(one.type).startswith("dict")):
             value = getattr(self, key)
-            faults.check(key, isinstance(value, dict), f"got {value!r}, expected an object")
+            faults.check(key, isinstance(value, dict), f"got {shown(value)}, expected an object")
         beside = self.data_files if isinstance(self.data_files, dict) else {}
         for key, path in (("file", self.file), *(("data_files", path) for path in beside)):
-            outside = isinstance(path, str) and (path.startswith("/") or ".." in Path(path).parts)
-            faults.check(key, not outside, f"got {path!r}, expected a path inside the member's folder")
+            outside = isinstance(path, str) and (path.startswith("/") or "\0" in path or ".." in Path(path).parts)
+            faults.check(key, not outside, f"got {shown(path)}, expected a path inside the member's folder")
         faults.one_of("precision", self.precision, PRECISIONS)
         faults.one_of("output_kind", self.output_kind, OUTPUT_KINDS)
-        faults.integer("parameters", self.parameters, low=0)
-        faults.not_negative("macs", self.macs)
-        faults.integer("max_batch_size", self.max_batch_size, low=1)
+        faults.integer("parameters", self.parameters, low=0, high=MOST_COUNTED)
+        for key in ("macs", "preprocess_macs"):
+            faults.cost(key, getattr(self, key))
+        faults.integer("max_batch_size", self.max_batch_size, low=1, high=MOST_ROWS)
+        for key, most in (("opset", _MOST_OPSET), ("resolution_px", MOST_PX)):
+            if getattr(self, key) is not None:
+                faults.integer(key, getattr(self, key), low=1, high=most)
         faults.sha256("sha256", self.sha256)
         faults.class_names("labels", self.labels or ())
         for index, flag in enumerate(self.processor_flags):
             faults.text(f"processor_flags[{index}]", flag)
         for version, proof in self.runtimes.items() if isinstance(self.runtimes, dict) else ():
-            faults.check(f"runtimes.{version}", _is_proof(proof), f"got {proof!r}, expected {_PROOF}")
+            faults.check(f"runtimes.{version}", _is_proof(proof), f"got {shown(proof)}, expected {_PROOF}")
         faults.close()
 
 

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.spec.validation import Faults, is_finite
+from orchestrator.errors import shown
+from orchestrator.spec.validation import MOST_PX, MOST_SIZE, Faults
 
 NON_FINITE_INPUT = ("reject", "pass")
 # Triton's numeric dtypes -> numpy's. BF16 has no numpy dtype, and BYTES would have to be parsed row by row.
@@ -35,14 +36,13 @@ class Preprocess:
         faults = Faults("preprocess")
         faults.one_of("mode", self.mode, ("L", "RGB"))
         faults.one_of("layout", self.layout, ("CHW", "HWC"))
-        faults.integer("height_px", self.height_px, low=1, high=65536)
-        faults.integer("width_px", self.width_px, low=1, high=65536)
+        faults.integer("height_px", self.height_px, low=1, high=MOST_PX)
+        faults.integer("width_px", self.width_px, low=1, high=MOST_PX)
         if self.resize_px is not None:
-            faults.integer("resize_px", self.resize_px, low=1, high=65536)
+            faults.integer("resize_px", self.resize_px, low=1, high=MOST_PX)
         for name in ("value_min", "value_max"):
-            value = getattr(self, name)
-            faults.check(name, is_finite(value), f"got {value!r}, expected a number")
-        faults.check("invert", isinstance(self.invert, bool), f"got {self.invert!r}, expected true or false")
+            faults.number(name, getattr(self, name), low=-MOST_SIZE, high=MOST_SIZE)
+        faults.check("invert", isinstance(self.invert, bool), f"got {shown(self.invert)}, expected true or false")
         faults.close()
 
 
@@ -63,7 +63,10 @@ class InputSpec:
         faults.one_of("dtype", self.dtype, INPUT_DTYPES)
         faults.check("dims", len(self.dims) > 0, "got none, expected at least one size")
         for size in self.dims:
-            faults.integer("dims", size, low=1)
+            faults.integer("dims", size, low=1, high=MOST_SIZE)
+        if not faults.found:
+            values = math.prod(self.dims)
+            faults.check("dims", values <= MOST_SIZE, f"got {values} values, expected at most {MOST_SIZE}")
         faults.one_of("non_finite", self.non_finite, NON_FINITE_INPUT)
         faults.close()
 
@@ -89,16 +92,16 @@ def header_regex(pattern: str) -> re.Pattern[str]:
 def header_pattern_fault(pattern: object) -> str | None:
     """What is wrong with a pattern; None where it can be used."""
     if not isinstance(pattern, str) or not pattern:
-        return f"got {pattern!r}, expected a regular expression, such as x-.*|traceparent, or ^$ for no header"
+        return f"got {shown(pattern)}, expected a regular expression, as x-.*|traceparent, or ^$ for no header"
     try:
         header_regex(pattern)
         ways = MAX_HEADER_NAME * _ways(_parser.parse(pattern))
     except (re.error, ValueError, OverflowError, RecursionError) as error:
-        return f"got {pattern!r}, expected a regular expression ({error})"
+        return f"got {shown(pattern)}, expected a regular expression ({error})"
     if ways > _MAX_WAYS:
         return (
-            f"got {pattern!r}, which could take too long on some names, expected at most two repetitions in a row "
-            "and none inside another, such as x-.*|traceparent"
+            f"got {shown(pattern)}, which could take too long on some names, expected at most two repetitions in "
+            "a row and none inside another, such as x-.*|traceparent"
         )
     return None
 

@@ -1,18 +1,30 @@
 """Validating descriptions: every unknown, missing or wrong field of a document is reported at once."""
 
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, shown
 
 T = TypeVar("T")
 # A Triton model name becomes a folder and a metric label, so only characters that are safe in both are allowed.
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
+
+
+# Bounds of numbers that say how much there is of something: far beyond any use, and harmless in sums and products.
+MOST_CLASSES = 1 << 24  # the largest whole numbers that float32 tells apart
+MOST_ROWS = 1 << 20  # in one call, or waiting
+MOST_SIZE = 2**31 - 1  # along one axis of a tensor, and values of a row in all
+MOST_INSTANCES = 1024
+MOST_PX = 1 << 16
+MOST_COUNTED = 2**53  # of what is only counted: JSON's readers tell whole numbers apart up to here
+MOST_THRESHOLD = 1000
+DAY_US = 86_400_000_000  # past any client's patience, and most likely a wrong unit
+# The core and the served `cost` are float32, and so are sums of costs.
+LEAST_COST, MOST_COST = 1e-30, 1e30
+COSTS = f"0, or numbers from {LEAST_COST:g} to {MOST_COST:g}"
 
 
 class Faults:
@@ -39,49 +51,53 @@ class Faults:
     def name(self, field: str, value: object) -> None:
         """A model name: letters, digits, _ . - and no path separators."""
         good = isinstance(value, str) and NAME.match(value) is not None
-        self.check(field, good, f"got {value!r}, expected a model name of letters, digits, '_', '.', '-'")
+        self.check(field, good, f"got {shown(value)}, expected a model name of letters, digits, '_', '.', '-'")
 
     def text(self, field: str, value: object) -> None:
         """A non-empty string."""
-        good = isinstance(value, str) and bool(value)
-        self.check(field, good, f"got {value!r}, expected a non-empty string")
+        good = isinstance(value, str) and bool(value) and "\0" not in value
+        self.check(field, good, f"got {shown(value)}, expected a non-empty string without null characters")
 
     def one_of(self, field: str, value: object, known: Iterable[str]) -> None:
         """One of the known words."""
         words = list(known)
-        self.check(field, value in words, f"got {value!r}, expected one of {', '.join(words)}")
+        self.check(field, value in words, f"got {shown(value)}, expected one of {', '.join(words)}")
 
-    def integer(self, field: str, value: object, *, low: int, high: int | None = None) -> None:
+    def integer(self, field: str, value: object, *, low: int, high: int) -> None:
         """A whole number (bool is not one) in [low, high]."""
-        good = isinstance(value, int) and not isinstance(value, bool) and low <= value
-        good = good and (high is None or value <= high)  # type: ignore[operator]
-        upper = "" if high is None else f" and at most {high}"
-        self.check(field, good, f"got {value!r}, expected a whole number of at least {low}{upper}")
+        good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        expected = f"a whole number of at least {low} and at most {high}"
+        self.check(field, good, f"got {shown(value)}, expected {expected}")
+
+    def number(self, field: str, value: object, *, low: float, high: float) -> None:
+        """A number in [low, high]."""
+        good = is_finite(value) and low <= value <= high
+        self.check(field, good, f"got {shown(value)}, expected a number from {low:g} to {high:g}")
 
     def positive(self, field: str, value: object) -> None:
         """A finite number above zero."""
-        self.check(field, is_finite(value) and value > 0, f"got {value!r}, expected a finite number above 0")
-
-    def not_negative(self, field: str, value: object) -> None:
-        """A finite number of at least zero."""
-        good = is_finite(value) and value >= 0
-        self.check(field, good, f"got {value!r}, expected a finite number of at least 0")
+        self.check(field, is_finite(value) and value > 0, f"got {shown(value)}, expected a finite number above 0")
 
     def threshold(self, field: str, value: object) -> None:
-        """A finite number, or None, which no score reaches."""
-        good = value is None or is_finite(value)
-        self.check(field, good, f"got {value!r}, expected a finite number, or null for never")
+        """A number that a score, which is in [0, 1], may be held against, or None, which no score reaches."""
+        good = value is None or (is_finite(value) and abs(value) <= MOST_THRESHOLD)
+        expected = f"a number from {-MOST_THRESHOLD} to {MOST_THRESHOLD}, or null for never"
+        self.check(field, good, f"got {shown(value)}, expected {expected}")
+
+    def cost(self, field: str, value: object) -> None:
+        """What a row costs, in any unit."""
+        self.check(field, is_cost(value), f"got {shown(value)}, expected {COSTS}")
 
     def sha256(self, field: str, value: object) -> None:
         """A hash in hexadecimal digits."""
         good = isinstance(value, str) and len(value) == 64
-        self.check(field, good, f"got {value!r}, expected 64 hexadecimal digits")
+        self.check(field, good, f"got {shown(value)}, expected 64 hexadecimal digits")
 
     def class_names(self, field: str, value: Iterable[object]) -> None:
         """Texts that a label file can hold, one per line."""
         for name in value:
-            good = isinstance(name, str) and not set(name) & set("\r\n")
-            self.check(field, good, f"got {name!r}, expected text without line breaks")
+            good = isinstance(name, str) and not set(name) & set("\r\n\0")
+            self.check(field, good, f"got {shown(name)}, expected text without line breaks")
 
     def close(self) -> None:
         """Raises SpecError when anything was found."""
@@ -92,6 +108,11 @@ class Faults:
 def is_finite(value: object) -> TypeGuard[float]:
     """True for an int or float that is a finite float, not for bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_cost(value: object) -> TypeGuard[float]:
+    """Whether a number may be what a row costs; see COSTS."""
+    return is_finite(value) and (value == 0 or LEAST_COST <= value <= MOST_COST)
 
 
 # (path of the value in the document, its JSON value, the faults so far) -> the converted value
@@ -177,56 +198,3 @@ VALUES = array_of(lambda _path, value, _faults: value)
 def object_of(cls: type[Any], **convert: Convert) -> Convert:
     """A converter for a JSON object, giving an instance of the dataclass; `convert` as for `built`."""
     return lambda path, value, faults: _build(cls, path, value, faults, convert)
-
-
-def text_from_json(value: object) -> str:
-    """The text of a file that people read, too; equal values give equal bytes."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def json_from_text(text: str, subject: str) -> Any:
-    """The JSON value of a text.
-
-    Raises:
-        SpecError: truncated or malformed text, or the NaN and Infinity that Python alone accepts.
-    """
-
-    def refusal(message: str) -> SpecError:
-        return SpecError(subject, {"document": message})
-
-    def refuse(word: str) -> object:
-        raise refusal(f"got {word}, expected a finite number, or null for never")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        got = f"JSON that ends or breaks at line {error.lineno} column {error.colno} ({error.msg})"
-        raise refusal(f"got {got}, expected one complete JSON document") from error
-    except RecursionError as error:
-        raise refusal("got JSON nested too deeply to read, expected a few levels") from error
-
-
-def text_of_file(path: Path, subject: str) -> str:
-    """The file's text; SpecError where the file is missing, not readable or not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise SpecError(subject, {"file": f"{path} does not exist"}) from error
-    except UnicodeDecodeError as error:
-        raise SpecError(subject, {"file": f"{path} is not UTF-8 text"}) from error
-    except OSError as error:
-        raise SpecError(subject, {"file": f"{path} cannot be read ({error.strerror})"}) from error
-
-
-def value_from_json(text: str) -> Any:
-    """The value of a JSON text that somebody else wrote.
-
-    Raises:
-        ValueError: it is no JSON, is nested too deep, or holds half a character, which no file can.
-    """
-    try:
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-    return value

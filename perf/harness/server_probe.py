@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,10 +13,7 @@ import tritonclient.grpc as triton
 
 from orchestrator.client.error_mapping import FOREIGN, error_from
 from orchestrator.serving.machine import SHM
-
-_STUB = "triton_python_backend_stub"
-# The last but one argument of a Python model's process: model, number of its group, number of the instance.
-_INSTANCE = re.compile(r"^(?P<model>.+)_\d+_\d+$")
+from orchestrator.serving.stubs import stub_from_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +164,10 @@ def _process(pid: int) -> ServerProcess:
     words: list[str] = []
     with contextlib.suppress(psutil.Error):
         words = psutil.Process(pid).cmdline()
-    match = _INSTANCE.match(words[-2]) if words and Path(words[0]).name == _STUB and len(words) > 3 else None
-    return ServerProcess(pid=pid, model=match["model"] if match else None, shm=words[2] if match else None)
+    stub = stub_from_command(pid, words)
+    if stub is None:
+        return ServerProcess(pid=pid, model=None, shm=None)
+    return ServerProcess(pid=pid, model=stub.model, shm=stub.shm)
 
 
 def _resident_bytes(pid: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CORE = ("errors", "files", "spec", "decision", "bls")
+CORE = ("errors", "files", "probe", "spec", "decision", "bls")
 
 
 def modules_of(*parts: str) -> list[Path]:
@@ -38,7 +38,7 @@ def allowed(name: str) -> bool:
 
 @pytest.mark.parametrize(
     "path",
-    modules_of("orchestrator/errors.py", "orchestrator/files.py", *(f"orchestrator/{part}" for part in CORE[2:])),
+    modules_of(*(f"orchestrator/{part}.py" for part in CORE[:3]), *(f"orchestrator/{part}" for part in CORE[3:])),
     ids=str,
 )
 def test_the_core_imports_the_standard_library_numpy_and_itself_only(path: Path) -> None:

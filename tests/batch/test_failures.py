@@ -1,5 +1,6 @@
 """Jobs that cannot be done say so in one line and leave nothing half-written."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from tests.batch.fixtures import Batching, encoded
 from tests.fakes.kserve import cascade_answer, images
+from tests.full_disk import assert_told_of_full_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +48,33 @@ def test_a_member_that_is_down_stops_the_job_instead_of_refusing_every_row(job: 
     assert "not loaded" in line
     # Eight requests of 32 rows are under way at most, each halved down to one row and a little beside.
     assert len(job.fake.calls) <= 4 * 10
+
+
+@pytest.mark.parametrize("output", ["out.npz", "out.parquet"])
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(job: Batching, output: str) -> None:
+    job.save(images=images(np.arange(400) % 400), day=np.arange("2020-01-01", 400, dtype="M8[D]"))
+    (job.folder / output).write_bytes(b"an older result")
+    before = job.files()
+    words = ["batch", job.folder / "in.npz", job.folder / output, "--model", "digits_cascade"]
+    words += ["--url", job.front.address, "--keep-columns", "day"]
+    assert_told_of_full_disk(words, most_bytes=1000, written=job.folder / output)
+    assert job.files() == before
+    assert (job.folder / output).read_bytes() == b"an older result"
+
+
+def test_a_folder_that_vanishes_meanwhile_is_one_line(job: Batching) -> None:
+    place = job.folder / "answers"
+    place.mkdir()
+
+    def removing(rows: np.ndarray, parameters: Any) -> Any:
+        shutil.rmtree(place, ignore_errors=True)
+        return cascade_answer(rows, parameters)
+
+    job.fake.models[0].__dict__["answer"] = removing
+    job.save(images=images(range(4)))
+    line = job.batch("in.npz", "answers/out.parquet", code=1)
+    assert f"{place} removed while it was written" in line
+    assert not place.exists()
 
 
 def test_a_failure_that_passes_is_retried(job: Batching) -> None:

@@ -62,21 +62,58 @@ def test_a_request_that_cannot_be_read_is_answered_alone(
     assert not last.has_error()
 
 
-def test_a_fault_of_our_own_in_a_worker_is_answered_and_the_worker_lives_on(tmp_path: Path) -> None:
-    wrong = [True]
+def test_a_fault_of_our_own_in_a_worker_is_answered_and_the_worker_lives_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = usual()
+    with loaded(tmp_path, fake) as model:
+        feed = model._scheduler.feed
 
-    def odd(rows: np.ndarray) -> np.ndarray:
-        # Text instead of numbers passes the shape check and breaks the arithmetic behind it.
-        return np.full((len(rows), K), "x") if wrong[0] else rows[:, K:]
+        def broken_once(*_: Any) -> Any:
+            monkeypatch.setattr(model._scheduler, "feed", feed)
+            raise RuntimeError("no such\nthing /srv/models/large/1/model.onnx")
 
-    with loaded(tmp_path, usual(large=odd)) as model:
+        monkeypatch.setattr(model._scheduler, "feed", broken_once)
         (broken,) = ask_all(model, [asking(HARD)])
-        wrong[0] = False
         (fine,) = ask_all(model, [asking(HARD)])
         assert model._scheduler._run.rows_in_table == 0
     assert broken.error().code() == TritonError.INTERNAL
     assert "\n" not in broken.error().message()
+    assert "/" not in broken.error().message()
+    assert any("/srv/models/large/1/model.onnx" in line for line in fake.log)
     assert fine.column("label")[0, 0] == 2
+
+
+@pytest.mark.parametrize("member", ["small", "large"])
+@pytest.mark.parametrize("dtype", ["object", "S4", "U4"])
+def test_a_member_that_answers_text_is_named_with_its_stage(tmp_path: Path, member: str, dtype: str) -> None:
+    def odd(rows: np.ndarray) -> np.ndarray:
+        # Of the right shape.
+        return np.full((len(rows), K), b"0.5" if dtype == "object" else "0.5", dtype)
+
+    with loaded(tmp_path, usual(**{member: odd})) as model:
+        (said,) = ask_all(model, [asking(HARD)])
+        assert model._scheduler._run.rows_in_table == 0
+    stage = ["small", "large"].index(member)
+    assert said.error().code() == TritonError.UNAVAILABLE
+    expected = f"stage {stage} member {member}: output logits holds text, expected numbers; try again"
+    assert said.error().message() == expected
+
+
+TRACE = "\n\nAt:\n  /srv/models/large/1/model.py(12): execute\n"
+
+
+def test_clients_get_a_members_error_without_its_traceback_and_paths_and_the_log_has_all(tmp_path: Path) -> None:
+    def failing(rows: np.ndarray) -> np.ndarray:
+        raise ValueError(f"ValueError: no file '/srv/my models/w.bin'{TRACE}")
+
+    fake = usual(large=failing)
+    with loaded(tmp_path, fake) as model:
+        said = [ask_all(model, [asking(HARD)])[0].error().message() for _ in range(3)]
+    assert said == ["stage 1 member large: ValueError: no file 'w.bin'; try again"] * 3
+    (line,) = [line for line in fake.log if "large failed" in line]
+    assert "/srv/my models/w.bin" in line
+    assert "/srv/models/large/1/model.py(12): execute" in line
 
 
 def test_a_fault_after_rows_left_the_table_does_not_touch_who_took_their_slots(

@@ -69,7 +69,7 @@ def test_gears_survive_the_file_and_a_plan_without_them_does_not_mention_them() 
         (lambda: Gears(cheaper=()), "at least one"),
         (lambda: dataclasses.replace(GEARS, lower_wait_us=50_000), "less than raise_wait_us"),
         (lambda: dataclasses.replace(GEARS, cheaper=GEARS.cheaper[::-1]), "each below the one before"),
-        (lambda: Gear(thresholds=(float("nan"),), mean_cost=1.0), "finite number, or null"),
+        (lambda: Gear(thresholds=(float("nan"),), mean_cost=1.0), "1000, or null"),
         (lambda: two_stages(gears=Gears(cheaper=(Gear(thresholds=(), mean_cost=1.0),))), "expected 1"),
     ],
 )
@@ -183,18 +183,21 @@ def test_a_queue_that_begins_to_stand_does_not_hide_deferred_rows_that_wait() ->
     assert box.observe_wait(60 * MS, 100 * MS) == 1
 
 
-NOBODY, ONE, TWO = (np.array(slots, np.intp) for slots in ([], [0], [1]))
+NOBODY = np.zeros(0, np.int64)
+
+
+def at_ms(time_ms: int) -> np.ndarray:
+    return np.array([time_ms * MS])
 
 
 def shifts_of(box: Gearbox, times_ms: range, *, slow_every_ms: int | None) -> int:
     """Stage 1 takes its row a millisecond after it came, every 10 ms; stage 2 at its own pace, or never."""
-    shifts = 0
+    shifts, second_ms = 0, 0
     for at in times_ms:
-        box.deferred(ONE, capacity_rows=2, now_ns=at * MS)
         if slow_every_ms is not None and at % slow_every_ms == 0:
-            shifts += box.taken(TWO, stage=2, waiting=NOBODY, now_ns=at * MS)
-            box.deferred(TWO, capacity_rows=2, now_ns=at * MS)
-        shifts += box.taken(ONE, stage=1, waiting=TWO, now_ns=(at + 1) * MS)
+            shifts += box.taken(at_ms(second_ms), stage=2, waiting_ns=NOBODY, now_ns=at * MS)
+            second_ms = at
+        shifts += box.taken(at_ms(at), stage=1, waiting_ns=at_ms(second_ms), now_ns=(at + 1) * MS)
     return shifts
 
 
@@ -202,17 +205,14 @@ def shifts_of(box: Gearbox, times_ms: range, *, slow_every_ms: int | None) -> in
 @pytest.mark.parametrize("slow_every_ms", [90, 200, None])
 def test_a_quick_stage_does_not_hide_rows_that_wait_longer_than_its_own(slow_every_ms: int | None) -> None:
     box = Gearbox(GEARS)
-    box.deferred(TWO, capacity_rows=2, now_ns=0)
     assert shifts_of(box, range(0, 1000, 10), slow_every_ms=slow_every_ms) == 2
 
 
 def test_a_stage_that_was_asked_long_ago_has_no_say() -> None:
     box = Gearbox(GEARS)
-    box.deferred(TWO, capacity_rows=2, now_ns=0)
     shifts_of(box, range(0, 1000, 10), slow_every_ms=200)
     for at in range(2000, 5000, 10):
-        box.deferred(ONE, capacity_rows=2, now_ns=at * MS)
-        box.taken(ONE, stage=1, waiting=NOBODY, now_ns=(at + 1) * MS)
+        box.taken(at_ms(at), stage=1, waiting_ns=NOBODY, now_ns=(at + 1) * MS)
     assert box.gear == 0
 
 

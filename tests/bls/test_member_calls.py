@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from orchestrator.bls.member_calls import CALLS_TO_SILENT, REPEATS, BatchPieces, Gate, Refusal
+from orchestrator.bls.member_calls import Gate
+from orchestrator.bls.pieces import CALLS_TO_SILENT, REPEATS, BatchPieces, Refusal
 
 K = 3
 ALIVE_CALLS_64 = 8 * (2 * 6 + REPEATS)

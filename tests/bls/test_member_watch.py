@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.bls import member_watch
+from orchestrator.bls import member_watch, metrics
 from orchestrator.bls.model import CascadeModel
 from orchestrator.bls.scheduler import Workers
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Fit, FusedPrefix
 from orchestrator.spec.answer import DEGRADED
+from orchestrator.spec.planned_models import PlannedModel
 from tests.bls.fixtures import (
     EASY,
     HARD,
@@ -257,6 +259,29 @@ def test_a_member_that_hangs_holds_up_neither_easy_rows_nor_the_look_at_files(
             gate.set()
 
 
+def test_a_call_that_never_comes_back_does_not_keep_a_member_from_being_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in {"FIRST_TURN_S": 0.1, "OWED_S": 0.05}.items():
+        monkeypatch.setattr(member_watch, name, seconds)
+    gate, loaded_weights = threading.Event(), {"sign": 1.0}
+
+    def lost_once(rows: np.ndarray) -> np.ndarray:
+        if not gate.is_set():
+            gate.set()
+            time.sleep(6)  # longer than anybody waits here
+        return large(rows) * np.float32(loaded_weights["sign"])
+
+    with running(tmp_path, usual(large=lost_once), spec_with(version=1)) as model:
+        assert answered(ask(model, EASY))
+        until_said = time.monotonic() + 5
+        while "large" not in model._watch._probes.first:
+            assert time.monotonic() < until_said, "it was never asked again"
+            time.sleep(0.01)
+        loaded_weights["sign"] = -1.0
+        assert "member large is not as planned" in text_of(until(model, refused))
+
+
 def test_a_member_that_refuses_the_row_is_asked_a_few_times_and_no_more(tmp_path: Path) -> None:
     def picky(rows: np.ndarray) -> np.ndarray:
         raise ValueError("not this one")
@@ -390,3 +415,42 @@ def test_a_processor_that_answers_a_member_otherwise_than_recorded_is_said_at_lo
     with running(tmp_path, server, dataclasses.replace(spec_with(), fit=fit)):
         said = [line for line in server.log if "so on it small answers otherwise than recorded" in line]
     assert bool(said) is warns
+
+
+def test_a_watch_that_could_not_begin_is_begun_by_the_next_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, calls = member_watch.MemberProbes.begin, itertools.count()
+
+    def failing_once(self: member_watch.MemberProbes, models: Iterator[PlannedModel]) -> None:
+        if not next(calls):
+            raise RuntimeError("can't start new thread")
+        begin(self, models)
+
+    monkeypatch.setattr(member_watch.MemberProbes, "begin", failing_once)
+    with loaded(tmp_path, fake := usual()) as model:
+        (refused,), (answered,) = ask_all(model, [asking(EASY)]), ask_all(model, [asking(EASY)])
+        assert refused.error().code() == TritonError.UNAVAILABLE
+        assert not answered.has_error()
+    assert [line for line in fake.log if line.endswith("committee: members: RuntimeError: can't start new thread")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [(member_watch.MemberProbes, "_ask_those_due"), (metrics.MetricsFlusher, "flush")],
+)
+def test_threads_outlive_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type, part: str) -> None:
+    monkeypatch.setattr(metrics, "FLUSH_INTERVAL_S", 0.05)
+    with loaded(tmp_path, fake := usual()) as model:
+        ask_all(model, [asking(EASY)])
+        does, seen = getattr(kind, part), list[float]()
+
+        def failing_once(self: object, *arguments: float) -> None:
+            seen.append(0.0)
+            if len(seen) == 1:
+                raise MemoryError("no memory")
+            does(self, *arguments)
+
+        monkeypatch.setattr(kind, part, failing_once)
+        eventually(lambda: len(seen) > 1)
+    assert [line for line in fake.log if line.endswith("MemoryError: no memory")]

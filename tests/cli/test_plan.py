@@ -236,7 +236,7 @@ def test_where_nothing_cheaper_will_do_the_reference_stands_for_itself(
         (("--max-mean-cost", "5", "--members", "a,z"), 2, "got no outputs of z"),
         (("--max-mean-cost", "5", "--impose-exits", "0.5"), 2, "got --impose-exits and a goal"),
         (("--max-stages", "2", "--impose-exits", "0.5,0.2,0.1"), 2, "got --impose-exits and a goal"),
-        (("--max-mean-cost", "5", "--cost", "nowhere.json"), 2, "no such file"),
+        (("--max-mean-cost", "5", "--cost", "nowhere.json"), 2, "does not exist"),
     ],
 )
 def test_options_that_cannot_be_are_one_line(
@@ -252,7 +252,7 @@ def test_options_that_cannot_be_are_one_line(
     [
         ({"labels": None}, "no labels"),
         ({"meta": {"members": {"b": {"random_weights": True}}}}, "members with random weights, b"),
-        ({"meta": {"members": [1]}}, "members are no objects"),
+        ({"meta": {"members": [1]}}, "meta with other kinds of members: got [1]"),
     ],
 )
 def test_records_that_cannot_be_planned_with_are_one_line(

@@ -120,8 +120,9 @@ def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize("goal", GOALS)
 def test_a_plan_keeps_the_pattern_of_headers(tmp_path: Path, goal: str) -> None:
     records, output = write_made(tmp_path / "records.npz"), tmp_path / "cascade.json"
-    assert plan(records, *GOALS[goal], "--header-pattern", "x-.*", "-o", output) == 0
+    assert plan(records, *GOALS[goal], "--header-pattern", "x-.*", "--member-timeout-ms", "250", "-o", output) == 0
     assert cascade_from_path(output).header_pattern == "x-.*"
+    assert cascade_from_path(output).limits.member_timeout_ms == 250
 
 
 def test_a_pattern_that_is_none_is_refused_before_any_work(

@@ -58,8 +58,9 @@ def test_without_plans_everything_the_repository_holds_is_rendered(repository: P
     }  # fmt: skip
     assert (output / "cascade" / "1" / "orchestrator" / "bls" / "model.py").is_file()
     assert check(output)
-    # One line per model, however many files the runtime has.
-    assert len(result.output.splitlines()) == 6
+    # One line per model, however many files the runtime has, and one for the file beside them.
+    assert len(result.output.splitlines()) == 7
+    assert (output / "committee_probe.py").is_file()
 
 
 def test_faults_of_what_was_rendered_exit_with_one(repository: Path, tmp_path: Path) -> None:

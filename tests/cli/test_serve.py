@@ -22,6 +22,7 @@ from orchestrator.__main__ import run
 from orchestrator.cli.serve import production_words
 from orchestrator.serving.options import Ports, bracketed, network_host
 from orchestrator.serving.process import EmbeddedServer
+from orchestrator.serving.stubs import DeadStubs
 from tests.serving.models import add_onnx, add_python, scale_model
 
 FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
@@ -168,6 +169,7 @@ class NotStarted(EmbeddedServer):
 
     def start(self) -> None:
         self._ports = Ports(http=1, grpc=2, metrics=3)
+        self._stubs = DeadStubs(1)
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         raise KeyboardInterrupt
@@ -195,6 +197,7 @@ def test_an_address_others_can_reach_is_named_with_a_warning(
     assert json.loads(said.out)["grpc"] == f"{reached}:2" if as_json else f"gRPC     {reached}:2" in said.out
     assert f"warning: bound to {host}, so anybody on the network may ask these models" in said.err
     assert "--host 127.0.0.1" in said.err
+    assert f"warning: HTTP is bound to {host}, and one malformed request over it ends" in said.err
 
 
 def test_what_serves_in_production_is_said_of_this_repository(tmp_path: Path) -> None:
@@ -228,7 +231,7 @@ def test_ctrl_c_while_starting_ends_it_cleanly_too(repository: Path, tmp_path: P
 
 @pytest.mark.triton
 def test_a_server_that_dies_is_one_line_and_exit_4(repository: Path) -> None:
-    with serving("--repository", str(repository), *FREE, "--json") as process:
+    with serving("--repository", str(repository), *FREE, "--json", "--restart", "no") as process:
         os.kill(int(read_ready(process)["pid"]), signal.SIGKILL)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 4

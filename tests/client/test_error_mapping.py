@@ -37,8 +37,10 @@ def test_every_grpc_code_becomes_a_leaf_with_the_servers_words(code: grpc.Status
     assert "out of paper" in str(error)
 
 
-def test_only_unavailable_becomes_what_is_retried() -> None:
-    assert [name for name, leaf in OF_GRPC.items() if issubclass(leaf, UnavailableError)] == ["UNAVAILABLE"]
+def test_only_unavailable_and_what_a_dying_server_sends_become_what_is_retried() -> None:
+    retried = {name for name, leaf in OF_GRPC.items() if issubclass(leaf, UnavailableError)}
+    assert retried == {"UNAVAILABLE", "CANCELLED"}
+    assert type(from_triton("499")) is UnavailableError
 
 
 @pytest.mark.parametrize("status", [status for status in HTTPStatus if status >= 400])

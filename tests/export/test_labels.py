@@ -107,8 +107,8 @@ def test_a_cascade_rendered_again_has_the_new_names(repository: Path, labels: Pa
         ("ant\nbee\n", "labels: got 2 names, expected 5, one per class"),
         ("ant\n\nbee\ncow\nelk\n", "got no name on line 2, expected one name a line"),
         ("", "got no names, expected one per class"),
-        (b"\xff\xfea\x00", "got text that is not UTF-8"),
-        (None, "labels.txt: got a file that cannot be read"),
+        (b"\xff\xfea\x00", "got a file that is not UTF-8"),
+        (None, "labels.txt: got a file that does not exist"),
     ],
 )
 def test_a_file_of_no_use_is_one_line_and_leaves_the_member(

@@ -16,7 +16,7 @@ from orchestrator.planner.candidates import (
 )
 from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.plan import PlanResult, plan_from_records, spec_stages
-from orchestrator.planner.records import LEAST, MOST, Records
+from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.planner.search import (
     RIGHT,
@@ -28,6 +28,7 @@ from orchestrator.planner.search import (
     thresholds_from_scores,
 )
 from orchestrator.spec import COMBINES, SCORES
+from orchestrator.spec.validation import LEAST_COST, MOST_COST
 from tests.planner.builders import COSTS, achieved, every_plan, made_records, pool_of, spec_of
 
 # Every combine mode with every score, a fresh pool each: 16 * 13 = 208 pools.
@@ -224,7 +225,10 @@ def test_costs_keep_their_proportions_whatever_their_unit(unit: float) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(costs=st.lists(st.floats(LEAST, MOST) | st.just(0.0), min_size=1, max_size=8), rows=st.integers(1, 10**6))
+@given(
+    costs=st.lists(st.floats(LEAST_COST, MOST_COST) | st.just(0.0), min_size=1, max_size=8),
+    rows=st.integers(1, 10**6),
+)
 def test_integers_are_whole_and_lose_less_than_a_sum_does(costs: list[float], rows: int) -> None:
     integers, scale = integers_from_costs(costs, rows)
     assert (integers == np.round(integers)).all()

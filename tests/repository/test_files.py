@@ -236,7 +236,7 @@ def test_a_missing_numpy_is_named_as_such(tmp_path: Path) -> None:
 
 def test_the_runtime_copied_is_all_of_the_layers_below_the_runtime_and_no_more() -> None:
     tops = {name.partition("/")[0] for name in runtime_files()}
-    assert tops == {"__init__.py", "errors.py", "files.py", "spec", "decision", "bls"}
+    assert tops == {"__init__.py", "errors.py", "files.py", "probe.py", "spec", "decision", "bls"}
 
 
 def test_shims_are_told_from_other_python_models(tmp_path: Path) -> None:

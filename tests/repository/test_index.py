@@ -135,7 +135,7 @@ def test_the_plans_names_in_another_order_are_a_fault_and_not_taken(repository: 
     [
         ("ant\nbee\n", "names.txt has 2 class names, expected 3"),
         ("ant\rbee\rcow", "names.txt has 1 class names, expected 3"),
-        ("caf\u00e9\nbee\ncow\n".encode("latin-1"), "got text that is not UTF-8; save it as UTF-8"),
+        ("caf\u00e9\nbee\ncow\n".encode("latin-1"), "got a file that is not UTF-8 text"),
     ],
 )
 def test_a_label_file_that_cannot_be_used_is_noted_and_the_cascade_has_no_names(
@@ -155,7 +155,7 @@ def test_a_label_file_that_is_missing_is_a_fault_since_triton_does_not_load_the_
     adopt(repository, "small", "")
     (repository / "small/names.txt").unlink()
     render(spec, repository)
-    assert any("names.txt: got a file that cannot be read" in fault.text for fault in check(repository).faults)
+    assert any("names.txt: got a file that does not exist" in fault.text for fault in check(repository).faults)
 
 
 def test_the_output_with_the_scores_decides_which_file_it_is(repository: Path, spec: CascadeSpec) -> None:

@@ -280,10 +280,10 @@ def test_two_folders_that_are_one_name_are_one_class_by_name_and_refused_in_orde
 
 
 def test_a_map_that_is_missing_or_no_text_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="does not exist"):
         class_map_from_path(tmp_path / "none.txt", count=3, known=None)
     (tmp_path / "map.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="no text"):
+    with pytest.raises(DataError, match="not UTF-8"):
         class_map_from_path(tmp_path / "map.txt", count=3, known=None)
 
 

@@ -55,7 +55,7 @@ class TritonPythonModel:
     def answer(self, request):
         rows = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
         corner = rows[:, 0, 0, 0]
-        if (corner == {broken}).any():
+        if (corner == {broken}).any() or GATE.with_suffix(".broken").exists():
             return pb_utils.InferenceResponse(error=pb_utils.TritonError("out of order\\nsecond line"))
         logits = np.zeros((len(rows), 10), np.float32)
         logits[np.arange(len(rows)), rows.sum(axis=(1, 2, 3)).astype(int) % 10] = 200
@@ -90,6 +90,24 @@ class ServedRepository:
             yield path
         finally:
             path.touch()
+
+    @contextmanager
+    def failing(self, member: str) -> Iterator[None]:
+        """Makes a member fail every call."""
+        path = gate_of(self.repository, member).with_suffix(".broken")
+        path.touch()
+        try:
+            yield
+        finally:
+            path.unlink()
+
+    def calls(self, member: str) -> float:
+        """Calls that a member has answered or failed so far."""
+        names = ("nv_inference_request_success", "nv_inference_request_failure")
+        found = (
+            value for name, labels, value in _metrics(self.server) if name in names and labels["model"] == member
+        )
+        return sum(found)
 
     def arrived(self, member: str) -> int:
         """Rows that have come to a member since its gate was shut."""

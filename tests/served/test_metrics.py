@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from orchestrator.bls.member_calls import REPEATS
+from orchestrator.bls.pieces import REPEATS
 from tests.served.asking import ask, client_of, refusal
 from tests.served.fixtures import BREAK, ServedRepository, metrics_of
 
@@ -47,10 +47,19 @@ def test_counters_equal_what_was_sent(testbed: ServedRepository) -> None:
         "status_total geared": 0,
         "member_failures_total digits_small": 0,
         "member_failures_total moody": 3,
+        "breaker_opened_total digits_small 0": 0,
+        "breaker_opened_total moody 1": 0,
+        "breaker_state digits_small 0": 0,
+        "breaker_state moody 1": 0,
+        "calls_given_up_total digits_small 0": 0,
+        "calls_given_up_total moody 1": 0,
+        "calls_out digits_small 0": 0,
+        "calls_out moody 1": 0,
         "asked_again_total digits_small": 0,
         # All rows are of one request, so nothing is gained by halves of it.
         "asked_again_total moody": 1 + REPEATS,
         "failed_rows_total": 3 + 4 + 2,
+        "table_full_rows_total": 0,
         "cost_total": 21 * first + 8 * last,
         "latency_us_count": 7 + 1 + 1 + 1,
     }

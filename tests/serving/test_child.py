@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.serving.process import Child
+from orchestrator.serving.child import Child
 
 # Starts a process of its own, says so, and waits.
 PARENT = """
@@ -101,7 +101,7 @@ def test_it_ends_when_our_process_is_killed(log_path: Path) -> None:
     code = f"""
     import os, sys, time
     from pathlib import Path
-    from orchestrator.serving.process import Child
+    from orchestrator.serving.child import Child
 
     code = "import time; print('up', flush=True); time.sleep(60)"
     child = Child([sys.executable, "-c", code], environment=dict(os.environ), log_path=Path({str(log_path)!r}))

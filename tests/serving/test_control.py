@@ -1,5 +1,6 @@
 """The models of a repository, and a server that lets them go without losing a request."""
 
+import dataclasses
 import http.server
 import json
 import os
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import RepositoryError, ServingError
+from orchestrator.serving import control as control_module
 from orchestrator.serving.control import (
     ModelEntry,
     RepositoryControl,
@@ -237,9 +239,40 @@ def control(triton: FakeTriton, key: str = "secret") -> RepositoryControl:
     return RepositoryControl(host="127.0.0.1", port=triton.server_address[1], key=key)
 
 
+MODELS = (
+    ModelEntry(name="cascade", backend="python", calls=("small", "large")),
+    ModelEntry(name="large", backend="onnxruntime"),
+    ModelEntry(name="small", backend="onnxruntime"),
+)
+
+
+def drained(triton: FakeTriton, deadline_s: float, *, key: str = "secret", cascades: bool = False) -> bool:
+    def drain_cascades(names: list[str]) -> list[str]:
+        triton.events += [f"drain {name}" for name in names]
+        return []
+
+    models = [dataclasses.replace(model, is_cascade=cascades and bool(model.calls)) for model in MODELS]
+    return drain(control(triton, key), models, drain_cascades=drain_cascades, deadline_s=deadline_s)
+
+
+def test_a_cascade_drains_first_and_is_not_unloaded(triton: FakeTriton) -> None:
+    assert drained(triton, time.monotonic() + 10, cascades=True)
+    assert triton.events[0] == "drain cascade"
+    assert set(triton.unloading) == {"small", "large"}
+
+
+def test_models_that_call_no_others_are_not_waited_for_long(
+    triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "_HELD_S", 0.2)
+    triton.in_flight["large"] = 10**6
+    began_s = time.monotonic()
+    assert not drained(triton, began_s + 60, cascades=True)
+    assert time.monotonic() - began_s < 10
+
+
 def test_a_wave_begins_only_when_the_one_before_is_gone(triton: FakeTriton) -> None:
-    done = drain(control(triton), [["cascade"], ["large", "small"]], deadline_s=time.monotonic() + 10)
-    assert done
+    assert drained(triton, time.monotonic() + 10)
     first = [triton.events.index(event) for event in ("unload cascade", "gone cascade", "unload large")]
     assert first == sorted(first)
     assert set(triton.unloading) == {"cascade", "small", "large"}
@@ -248,11 +281,11 @@ def test_a_wave_begins_only_when_the_one_before_is_gone(triton: FakeTriton) -> N
 def test_draining_gives_up_at_the_deadline(triton: FakeTriton) -> None:
     triton.in_flight["cascade"] = 10**6
     began_s = time.monotonic()
-    assert not drain(control(triton), [["cascade"], ["small"]], deadline_s=began_s + 0.3)
+    assert not drained(triton, began_s + 0.3)
     assert time.monotonic() - began_s < 2
     assert triton.unloading == ["cascade"]
 
 
 def test_a_refusal_is_an_error_and_no_endless_wait(triton: FakeTriton) -> None:
     with pytest.raises(ServingError, match=r"unload.*403 restricted"):
-        drain(control(triton, key="wrong"), [["cascade"]], deadline_s=time.monotonic() + 10)
+        drained(triton, time.monotonic() + 10, key="wrong")

@@ -2,6 +2,7 @@ import dataclasses
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> ServingMachine:
         wheel=wheel,
         libpython=Path("/opt/python/lib"),
         shm_free_bytes=1024 * MIB,
+        open_files=1024,
     )
 
 
@@ -77,6 +79,11 @@ def test_a_machine_with_everything_passes(machine: ServingMachine) -> None:
             "10 MiB free in /dev/shm, expected at least 64 MiB.*shm-size",
         ),
         ({"shm_free_bytes": None}, ServingError, "no /dev/shm"),
+        (
+            {"open_files": 64},
+            ServingError,
+            "at most 64 open files, expected at least 256; raise the limit: ulimit -n",
+        ),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(
@@ -110,6 +117,25 @@ def test_shared_memory_must_hold_the_floor_and_what_the_models_begin_with(
     else:
         with pytest.raises(ServingError, match="shm-size"):
             check_machine(machine, shm_needed_bytes=needed * MIB)
+
+
+# Limits before and after, as the process itself sees them.
+LIMITED = """
+import resource, sys
+from orchestrator.serving.machine import allow_open_files
+soft, hard = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+allow_open_files()
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.mark.parametrize(("soft", "hard", "after"), [(64, 800, 800), (300, 800, 300), (64, 64, 64)])
+def test_a_limit_of_open_files_that_is_too_low_is_raised_as_far_as_may_be(
+    soft: int, hard: int, after: int
+) -> None:
+    words = [sys.executable, "-c", LIMITED, str(soft), str(hard)]
+    assert int(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout) == after
 
 
 def test_the_interpreters_own_library_goes_before_another_of_the_same_version(tmp_path: Path) -> None:
@@ -189,12 +215,19 @@ def test_the_command_writes_ipv6_addresses_as_each_endpoint_reads_them(machine: 
     assert wanted <= set(command(machine, host=host))
 
 
+def test_the_command_has_addresses_for_names(machine: ServingMachine) -> None:
+    wanted = {"--http-address=127.0.0.1", "--grpc-address=[::]", "--metrics-address=ipv6:::"}
+    assert wanted <= set(command(machine, host="::", http_host="localhost"))
+    names = {f"--{endpoint}-address=127.0.0.1" for endpoint in ("http", "grpc", "metrics")}
+    assert names <= set(command(machine, host="localhost"))
+
+
 def test_the_command_binds_every_endpoint_to_the_host_and_restricts_model_control(machine: ServingMachine) -> None:
     words = """
         --http-address=127.0.0.1 --grpc-address=127.0.0.1 --metrics-address=127.0.0.1
         --http-port=1 --grpc-port=2 --metrics-port=3 --exit-timeout-secs=3
-        --http-restricted-api=model-repository:committee-control=secret
-        --grpc-restricted-protocol=model-repository:committee-control=secret
+        --http-restricted-api=model-repository,logging,trace:committee-control=secret
+        --grpc-restricted-protocol=model-repository,logging,trace:committee-control=secret
         --backend-config=python,shm-default-byte-size=8388608
         --backend-config=python,shm-region-prefix-name=mine_
     """

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import PortInUseError, ServingError, SpecError
 from orchestrator.serving.options import (
+    FIELDS,
     ServeOptions,
     bracketed,
     choose_ports,
@@ -18,6 +19,7 @@ from orchestrator.serving.options import (
     is_wildcard,
     local_host,
     network_host,
+    numeric_host,
 )
 
 PORTS = st.integers(1, 65535)
@@ -61,6 +63,18 @@ def test_anything_else_is_no_host(host: object) -> None:
         options(host=host)
 
 
+def test_http_may_have_an_address_of_its_own() -> None:
+    assert [options(host="0.0.0.0").host_of(one) for one in FIELDS] == ["0.0.0.0"] * 3
+    apart = options(host="0.0.0.0", http_host="127.0.0.1")
+    assert {one: apart.host_of(one) for one in FIELDS} == {
+        "http": "127.0.0.1",
+        "grpc": "0.0.0.0",
+        "metrics": "0.0.0.0",
+    }
+    with pytest.raises(SpecError, match="http_host"):
+        options(http_host="a b")
+
+
 def test_every_fault_is_named_at_once() -> None:
     with pytest.raises(SpecError) as caught:
         options(http_port=70000, grpc_port=-1, metrics_port=True, startup_timeout_s=0, log_verbose=99, shm_bytes=5)
@@ -97,6 +111,19 @@ def test_others_are_told_an_address_of_this_machine(host: str) -> None:
     if not is_loopback(found):
         with socket.socket(family_of(found), socket.SOCK_DGRAM) as probe:
             probe.bind((found, 0))
+
+
+@pytest.mark.parametrize(("known", "wanted"), [(["::1"], "::1"), (["::1", "127.0.0.1"], "127.0.0.1"), ([], "box")])
+def test_a_name_becomes_its_address(known: list[str], wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        if not known:
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(family_of(one), socket.SOCK_STREAM, 6, "", (one, 0)) for one in known]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert numeric_host("box") == wanted
+    assert is_loopback("box") == bool(known)
+    assert [numeric_host(host) for host in ("::", "10.1.2.3")] == ["::", "10.1.2.3"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.1.2.3", "gpu-box.example.org", "fd00::7"])

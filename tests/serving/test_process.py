@@ -16,6 +16,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from orchestrator.errors import PortInUseError, RepositoryError, ServingError
+from orchestrator.probe import mark_of
 from orchestrator.serving.machine import SHM
 from orchestrator.serving.options import ServeOptions
 from orchestrator.serving.process import EmbeddedServer
@@ -182,17 +183,30 @@ def test_stopping_twice_or_before_starting_is_harmless(repository: Path) -> None
     server = EmbeddedServer(ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0))
     server.stop()
     server.start()
+    # Anybody may put this here, and it cannot be removed where it is somebody else's.
+    in_the_way = mark_of(server.pid)
+    in_the_way.mkdir()
     server.stop()
     server.stop()
+    in_the_way.rmdir()
 
 
-def test_nobody_else_may_load_or_unload_models(repository: Path) -> None:
+def test_nobody_else_may_load_or_unload_models_or_change_what_is_logged(repository: Path) -> None:
     with running_server(repository) as server:
         with grpcclient.InferenceServerClient(server.grpc_address) as client:
             with pytest.raises(InferenceServerException, match="restricted"):
                 client.unload_model("double")
             with pytest.raises(InferenceServerException, match="restricted"):
                 client.load_model("double", config="{}", files={"file:1/model.py": b"import os"})
+            with pytest.raises(InferenceServerException, match="restricted"):
+                client.update_log_settings({"log_error": False})
+            with pytest.raises(InferenceServerException, match="restricted"):
+                client.update_trace_settings(settings={"trace_rate": "1"})
+        for path in ("logging", "trace/setting", "models/double/trace/setting"):
+            connection = http.client.HTTPConnection(server.http_address, timeout=5)
+            connection.request("POST", f"/v2/{path}", body="{}")
+            assert connection.getresponse().status == 403
+            connection.close()
         assert ask(server.grpc_address, "double", 1.0) == 2.0
 
 
@@ -315,6 +329,16 @@ def test_the_server_ends_when_we_are_killed_without_a_chance_to_stop_it(reposito
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline_s, "the server outlived us"
         time.sleep(0.1)
+
+
+def test_http_stays_on_its_own_address_while_grpc_serves_on_another(repository: Path) -> None:
+    with running_server(repository, host="127.0.0.2", http_host="127.0.0.1") as server:
+        assert server.http_address.startswith("127.0.0.1:")
+        assert server.grpc_address.startswith("127.0.0.2:")
+        assert ask(server.grpc_address, "double", 3.0) == 6.0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", int(server.http_address.rsplit(":", 1)[1])), timeout=5)
+        server.stop()
 
 
 def test_several_servers_run_side_by_side(repository: Path) -> None:

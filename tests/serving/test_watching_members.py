@@ -52,7 +52,7 @@ def put(repository: Path, name: str, data: bytes = RIGHT) -> Path:
     return path
 
 
-def plan(repository: Path, name: str, *members: str, **changes: Any) -> None:
+def plan(repository: Path, name: str, *members: str, version: int = 1, **changes: Any) -> None:
     digest = hashlib.sha256(RIGHT).hexdigest()
     made = [
         Member(name=one, output="logits", version=1, sha256=None if one.startswith("inner") else digest)
@@ -64,7 +64,7 @@ def plan(repository: Path, name: str, *members: str, **changes: Any) -> None:
         classes=2,
         stages=tuple(Stage(members=(one,), threshold=None if one is made[-1] else 0.5) for one in made),
     )
-    folder = repository / name / "1"
+    folder = repository / name / str(version)
     folder.mkdir(parents=True)
     (folder / "cascade.json").write_text(json_from_cascade(dataclasses.replace(spec, **changes)))
 
@@ -205,3 +205,29 @@ def test_a_server_that_does_not_answer_is_looked_at_the_next_time(
     control.is_down = False
     watch.look()
     assert control.done == ["unload cascade"]
+
+
+def test_of_a_new_version_of_the_plan_its_own_members_count_and_not_those_of_the_old_one(
+    watch: CascadeWatch, control: Control, repository: Path, told: list[str]
+) -> None:
+    put(repository, "huge")
+    plan(repository, "cascade", "small", "huge", version=2)
+    control.ready |= {"huge": {1}, "cascade": {2}}
+    watch.look()
+    control.ready["large"] = set()
+    watch.look()
+    assert control.done == told == []
+    put(repository, "huge", OTHER)
+    watch.look()
+    assert control.done == ["unload cascade"]
+
+
+def test_a_cascade_that_is_loaded_later_is_watched_too(
+    watch: CascadeWatch, control: Control, repository: Path
+) -> None:
+    plan(repository, "second", "small", "large")
+    control.ready["second"] = {1}
+    watch.look()
+    put(repository, "large", OTHER)
+    watch.look()
+    assert sorted(control.done) == ["unload cascade", "unload second"]

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,10 @@ from orchestrator.spec import (
     CascadeSpec,
     Fit,
     FusedPrefix,
+    Gear,
+    Gears,
     InputSpec,
+    Limits,
     Member,
     Preprocess,
     Stage,
@@ -87,8 +92,27 @@ def with_member(**changes: object) -> str:
         (changed(limits={"max_batch_size": 0}), "limits.max_batch_size: got 0"),
         (changed(input="image"), "input: got str, expected an object"),
         ("[1, 2]", "expected an object"),
+        (changed(classes=2**24 + 1), "classes: got 16777217, expected a whole number of at least 2 and at most"),
+        *((changed(limits={name: 10**20}), f"limits.{name}: got 100000000000000000000, expected a whole number")
+          for name in ("max_batch_size", "max_deferred_rows", "workers_per_stage", "default_deadline_us")),
+        (with_member(instances=1025), "instances: got 1025"),
+        (with_member(max_batch_size=2**21), "max_batch_size: got 2097152"),
+        (with_member(cost=1e31), "cost: got 1e+31, expected 0, or numbers from"),
+        (with_stage(0, threshold=1e9), "threshold: got 1000000000.0, expected a number from -1000 to 1000"),
+        (TEXT.replace('"dims": [\n      3', '"dims": [\n      2147483647'), "input.dims: got 137438953408 values"),
+        (TEXT.replace('"rows": 9', f'"rows": {2**54}'), "fit.rows: got 18014398509481984"),
+        (TEXT.replace('"accuracy": 0.9', '"accuracy": 2'), "fit.accuracy: got 2, expected a number from 0 to 1"),
+        (TEXT.replace('"extra": {}', '"extra": []'), "fit.extra: got [], expected an object"),
+        (TEXT.replace('"extra": {}', '"extra": ' + "[" * 900 + "]" * 900), "nested too deep to use"),
+        (TEXT.replace('"rows": 9', '"rows": ' + "9" * 5000), "got a number of 5000 digits"),
+        (TEXT.replace('"mean_cost": 2.0', '"mean_cost": 1e999'), "got the number 1e999"),
+        (TEXT.replace('"rows": 9', '"rows": 9, "rows": 8'), "got 'rows' twice in one object"),
+        (changed(labels=["a", "b", "\ud800"]), "got half a character in '\\ud800'"),
+        (changed(labels=[["a"], {}, None]), "labels: got ['a'], expected text"),
+        (changed(labels=["a", "b", "c\0"]), "labels: got 'c\\x00'"),
+        (with_member(data_files={"a\0": "b"}), "expected paths inside the version folder"),
         (TEXT.replace('"threshold": 0.7,', ""), "stages[0].threshold: missing"),
-        ('{"a":' * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deep"),
         *((TEXT[:cut], "complete JSON document") for cut in (0, 1, 10, 100, len(TEXT) - 3)),
         (changed(header_pattern="("), "header_pattern: got '(', expected a regular expression"),
         (changed(header_pattern=""), "header_pattern: got '', expected a regular"),
@@ -119,6 +143,20 @@ def test_a_missing_file_and_a_binary_file_are_one_line(tmp_path: Path) -> None:
         cascade_from_path(tmp_path / "cascade.json")
 
 
+def test_a_byte_order_mark_is_passed_over_and_what_is_no_text_file_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "cascade.json"
+    path.write_text(TEXT, encoding="utf-8-sig")
+    assert cascade_from_path(path) == SPEC
+    path.write_text(TEXT, encoding="utf-16")
+    with pytest.raises(SpecError, match="is not UTF-8 text"):
+        cascade_from_path(path)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for odd, said in ((tmp_path, "is a folder"), (pipe, "is a pipe"), (Path("a\0b"), "null character")):
+        with pytest.raises(SpecError, match=said):
+            cascade_from_path(odd)
+
+
 def test_versions_and_files_beside_models_are_kept_and_left_out_where_there_are_none() -> None:
     member = Member(name="one", output="logits", version=3, sha256="a" * 64, data_files={"w.data": "b" * 64})
     stages = (Stage(members=(member,), threshold=0.7), SPEC.stages[1])
@@ -130,3 +168,39 @@ def test_versions_and_files_beside_models_are_kept_and_left_out_where_there_are_
         assert f'"{word}"' not in TEXT
     bare = json_from_cascade(dataclasses.replace(SPEC, fused_prefix=FusedPrefix(name="prefix", stages=2)))
     assert set(json.loads(bare)["lead"]) == {"name", "stages", "max_batch_size"}
+
+
+FULL = dataclasses.replace(
+    SPEC,
+    limits=Limits(workers_per_stage=2, member_timeout_ms=1234),
+    fused_prefix=FusedPrefix(name="prefix", stages=2, version=3),
+    gears=Gears(cheaper=(Gear(thresholds=(0.5,), mean_cost=1.0, accuracy=0.8, exit_share=(0.6, 0.4)),)),
+)
+
+
+def numbers(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where numbers stand in a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield from numbers(part, (*path, key))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
+
+
+@pytest.mark.parametrize("number", [10**33, -(10**33), 1e300])
+@pytest.mark.parametrize("path", list(numbers(json.loads(json_from_cascade(FULL)))), ids=str)
+def test_every_number_has_a_bound_that_the_error_names(path: tuple[str | int, ...], number: float) -> None:
+    document = json.loads(json_from_cascade(FULL))
+    inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = number
+    with pytest.raises(SpecError) as caught:
+        cascade_from_json(json.dumps(document))
+    field = next(key for key in reversed(path) if isinstance(key, str))
+    assert any(field in name and "expected" in text for name, text in caught.value.faults.items())
+
+
+def test_the_time_limit_of_a_call_is_kept_and_left_out_where_it_is_the_usual_one() -> None:
+    assert "member_timeout_ms" not in TEXT
+    assert cascade_from_json(json_from_cascade(FULL)) == FULL

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
+from orchestrator.spec.cascade import MAX_STAGES
 from perf.routes.baselines.deciding import OUTPUTS, BaselinePlan, Batch, plan_from_parameters
 from perf.routes.rendering import is_plain, parameters_of
 
@@ -66,9 +67,9 @@ def test_it_answers_what_the_decision_core_answers(
 
 
 def test_thresholds_come_through_a_config_unchanged() -> None:
-    numbers = np.random.default_rng(0).uniform(size=200).astype(np.float32)
-    spec = cascade([float(number) for number in numbers])
-    assert list(plan_of(spec).thresholds) == list(numbers)
+    for numbers in np.random.default_rng(0).uniform(size=(4, MAX_STAGES - 1)).astype(np.float32):
+        spec = cascade([float(number) for number in numbers])
+        assert list(plan_of(spec).thresholds) == list(numbers)
 
 
 def test_a_deferred_row_holds_on_to_nothing_of_a_members_response() -> None:

@@ -1,0 +1,148 @@
+"""Calls of a stage, and what its members gave for the rows of one, whole or in pieces.
+
+Rows that break a member's batch are found by asking about a refused call's rows again, in halves.
+A backend that runs a batch as one call fails all of it for one row, and Triton's ONNX Runtime backend does so. The
+member's own batcher also merges the calls of several workers, so a call can fail for a row that was not in it.
+Therefore a refused call is made again while no other worker asks that member: whole, then in halves, and in the
+end twice more for rows that are still refused. Other cascades and clients go on meanwhile, so that a bad row of
+theirs can still fail one of ours, rarely. One bad row among n costs about 2 log2(n) further calls, and there is a
+bound:
+- While the member has answered no call it may itself be broken, and every further call is load on it: 31 calls,
+  which suffice to find every good row among 16.
+- A member that has answered part of a batch is alive: calls for eight bad rows.
+Rows left then fail without being asked about. A member that is not there is asked once and no more.
+"""
+
+from _thread import LockType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[Any]
+# Gives int64 (n,), the request of each row, where the rows of a request fail together anyway.
+Owners = Callable[[], npt.NDArray[np.int64]]
+# By member's plan index and row of the batch, why the member failed for that row.
+Errors = dict[tuple[int, int], str]
+# The row under which an error of a whole batch stands.
+EVERY_ROW = -1
+CALLS_TO_SILENT = 31
+BAD_ROWS_OF_ALIVE = 8
+# How often a row that alone is refused is asked about again: another client's row may have been in its batch.
+REPEATS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a call gave no outputs."""
+
+    text: str  # one line
+    # whether any other rows would be refused as well, so that asking about fewer is of no use
+    is_final: bool = False
+    is_absent: bool = False  # whether the server has no such model or version, or it is dead
+
+
+# Gives the outputs of the rows from a first one to an end.
+Ask = Callable[[int, int], list[Rows] | Refusal]
+
+
+@dataclass(eq=False, slots=True)
+class StageCall:
+    """A stage's members being asked about rows, until all have answered or the call is given up."""
+
+    stage: int
+    rows: Rows  # (n, *dims)
+    # by plan index, what the members that are done have said, and why they have failed
+    said: dict[int, tuple[Rows | None, Errors]] = field(default_factory=dict)
+    cost: float | None = None  # as in `MemberOutputs`
+    is_asked: bool = False
+    is_given_up: bool = False
+    is_finished: bool = False  # whether all have said something, and the call cannot be given up any more
+    # locked until nobody need be waited for any more, where helpers ask members
+    ready: LockType | None = None
+
+
+@dataclass(slots=True)
+class MemberOutputs:
+    """What a stage's members gave for n rows."""
+
+    # (n, k) per member in plan order, NaN in rows it failed for; None for a member that failed for all
+    outputs: list[Rows | None]
+    errors: Errors  # why members failed
+    # the fused prefix's outputs of the stages after it, (n, k) per member, NaN for rows it did not ask
+    later: Sequence[list[Rows]] = ()
+    cost: float | None = None  # of the members asked, per row; None where that was the whole stage
+
+
+@dataclass(slots=True)
+class BatchPieces:
+    """The rows of a batch, answered or failed piece by piece."""
+
+    room: int  # further calls that a member which has answered some call may get
+    # first row, end and outputs of each piece that was answered
+    answered: list[tuple[int, int, list[Rows]]] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)  # by row, why it has no answer
+    further_calls: int = 0  # calls beyond one per part
+    is_over: bool = False  # whether a refusal was final
+
+    def note(self, start: int, end: int, said: list[Rows] | Refusal) -> bool:
+        """Keeps the outputs of rows, or why there are none; returns whether they were answered."""
+        if isinstance(said, Refusal):
+            self.failed.update(dict.fromkeys(range(start, end), said.text))
+            self.is_over |= said.is_final
+            return False
+        self.answered.append((start, end, said))
+        for row in range(start, end) if self.failed else ():
+            self.failed.pop(row, None)
+        return True
+
+    def ask_again(self, ask: Ask, start: int, end: int) -> bool:
+        """Makes a further call, as `note` does."""
+        self.further_calls += 1
+        return self.note(start, end, ask(start, end))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a further call may be made."""
+        return not self.is_over and self.further_calls < (self.room if self.answered else CALLS_TO_SILENT)
+
+    def outputs(self, rows: int) -> list[Rows] | None:
+        """Every output for all n rows, NaN where a row has no answer; None where no row has one."""
+        if not self.answered:
+            return None
+        if len(self.answered) == 1 and not self.failed:
+            return self.answered[0][2]
+        whole = []
+        for index, first in enumerate(self.answered[0][2]):
+            # NaN marks rows that failed, and whole numbers have none.
+            dtype = np.float32 if self.failed and not np.issubdtype(first.dtype, np.floating) else first.dtype
+            output = np.empty((rows, *first.shape[1:]), dtype)
+            if self.failed:
+                output.fill(np.nan)
+            for start, end, outputs in self.answered:
+                output[start:end] = outputs[index]
+            whole.append(output)
+        return whole
+
+
+def isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owners: Owners | None) -> None:
+    """Asks about refused parts again, and about halves of them, as long as there is room."""
+    whose = None if owners is None else owners()
+    bad = []
+    # Each part whole first, because a row of another client may have been at fault; the next part is the last.
+    waiting = refused[::-1]
+    while waiting and pieces.has_room:
+        start, end = waiting.pop()
+        if pieces.ask_again(ask, start, end):
+            continue
+        # Half of the rows may be answered, unless they all fail with one request.
+        if end - start > 1 and (whose is None or (whose[start:end] != whose[start]).any()):
+            middle = (start + end) // 2
+            waiting += [(middle, end), (start, middle)]
+        else:
+            bad.append((start, end))
+    for start, end in bad * REPEATS:
+        if start in pieces.failed and pieces.has_room:
+            pieces.ask_again(ask, start, end)

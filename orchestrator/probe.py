@@ -1,0 +1,355 @@
+"""Asks a served cascade for an answer, and lets the cascades of a server finish before it stops.
+
+Only the standard library is imported, because standalone renderings carry this file as `committee_probe.py` into
+NVIDIA's image, where containers run it: `python3 /models/committee_probe.py --alive` as a health check, and with
+`--drain` before they stop.
+
+Draining begins with a file, since nothing else reaches a cascade in every release and control mode. From then on
+the cascade refuses new requests with UNAVAILABLE, and says in the refusal how many older ones it still has.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import re
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+# Exit codes: answered, not answered, and alive but takes no request now.
+ANSWERED, FAILED, BUSY = 0, 1, 6
+HTTP_URL = "http://127.0.0.1:8000"
+SCRIPT = "committee_probe.py"
+DRAINING = "is draining, requests still to be answered: "
+FULL_WORDS = "rows wait for later stages"
+# In refusals of a cascade that lives: by our runtime, or by Triton's queue in front of it.
+BUSY_WORDS = (DRAINING, FULL_WORDS, "maximum queue size", "Request timeout expired")
+# In those of one that had no time for the row, because of its load or because a member hangs.
+LATE_WORDS = ("deadline passed", "deadline too near")
+# Bytes of a zero by Triton dtype.
+_ZERO_BYTES = {"BOOL": 1, "BYTES": 4} | {
+    f"{kind}INT{bits}": bits // 8 for kind in ("", "U") for bits in (8, 16, 32, 64)
+}
+_ZERO_BYTES |= {"BF16": 2} | {f"FP{bits}": bits // 8 for bits in (16, 32, 64)}
+_STATUS_WORDS = {1: "degraded", 2: "at its deadline"}
+# Where the server's models have their shared memory anyway, so that a read-only root does no harm.
+_MARKS = Path("/dev/shm")
+STUB = "triton_python_backend_stub"
+_POLL_S = 0.05
+# A cascade looks for the mark at most this late; one that still answers after `_OBEYS_S` does not know it.
+LOOK_S, _OBEYS_S = 0.2, 1.5
+
+
+def probe(url: str, model: str, *, timeout_s: float = 5.0) -> tuple[int, str]:
+    """Asks for the answer to one row of zeros, through all stages of a cascade.
+
+    A raised threshold sends the row on to the last stage, so that a dead process of any member shows. Where that
+    takes too long the cascade answers at a deadline with what it knows by then. A server that has no time for the
+    row in `timeout_s` but answers others meanwhile is busy.
+
+    Returns:
+        ANSWERED, FAILED or BUSY, and one line about it.
+    """
+    until_s, answers = time.monotonic() + timeout_s, 0
+    try:
+        answers = _answers(url, model, timeout_s)
+        metadata = _document(_ask(url, f"/v2/models/{model}", timeout_s=timeout_s))
+        if unknown := {one["datatype"] for one in metadata["inputs"]} - set(_ZERO_BYTES):
+            raise ValueError(f"got inputs of {', '.join(sorted(unknown))}, which it knows no zero of")
+        began_s = time.monotonic()
+        status, body = _ask_row(url, metadata, timeout_s=until_s - began_s)
+    except TimeoutError:
+        return _why_late(url, model, answers, timeout_s)
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        return FAILED, f"{model} does not answer at {url}: {error or type(error).__name__}"
+    if status == 200:
+        return ANSWERED, f"{model} answered in {1e3 * (time.monotonic() - began_s):.0f} ms{_said(body)}"
+    text = _error_text(body)
+    if any(words in text for words in LATE_WORDS):
+        return _why_late(url, model, answers, timeout_s)
+    is_busy = any(words in text for words in BUSY_WORDS)
+    return (BUSY, f"{model} is alive: {text}") if is_busy else (FAILED, f"{model} fails: {text}")
+
+
+def _why_late(url: str, model: str, answers: int, timeout_s: float) -> tuple[int, str]:
+    try:
+        more = _answers(url, model, timeout_s) - answers
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        more = 0
+    if more > 0:
+        return BUSY, f"{model} is alive: no time for the probe in {timeout_s:g} s, {more} other requests answered"
+    return FAILED, f"{model} has not answered within {timeout_s:g} s, and no other request either"
+
+
+def _answers(url: str, model: str, timeout_s: float) -> int:
+    """How many requests the server has answered for a model."""
+    document = _document(_ask(url, f"/v2/models/{model}/stats", timeout_s=timeout_s))
+    return sum(int(one["inference_stats"]["success"]["count"]) for one in document["model_stats"])
+
+
+def _ask_row(url: str, metadata: Mapping[str, Any], *, timeout_s: float, version: str = "") -> tuple[int, bytes]:
+    inputs, data = [], b""
+    for tensor in metadata["inputs"]:
+        shape = [max(1, int(size)) for size in tensor["shape"]]
+        count, one = _ZERO_BYTES[tensor["datatype"]], 1
+        for size in shape:
+            one *= size
+        binary = {"binary_data_size": count * one}
+        inputs.append({**tensor, "shape": shape, "parameters": binary})
+        data += bytes(count * one)
+    request: dict[str, Any] = {"inputs": inputs}
+    if {"exit_stage", "status"} <= {tensor["name"] for tensor in metadata["outputs"]}:
+        request["outputs"] = [{"name": "status"}]
+        request["parameters"] = {"threshold_shift": 1.0, "deadline_us": max(1, int(0.8e6 * timeout_s))}
+    head = json.dumps(request).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    path = f"/v2/models/{metadata['name']}{version}/infer"
+    return _ask(url, path, body=head + data, headers=headers, timeout_s=timeout_s)
+
+
+def _ask(
+    url: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None, timeout_s: float
+) -> tuple[int, bytes]:
+    parts = urlsplit(url if "//" in url else f"http://{url}")
+    kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+    if parts.scheme not in kinds or parts.hostname is None:
+        raise ValueError(f"got {url}, expected the server's HTTP address, such as {HTTP_URL}")
+    connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=max(timeout_s, 0.001))
+    try:
+        connection.request("GET" if body is None else "POST", path, body=body, headers=dict(headers or {}))
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def _document(answer: tuple[int, bytes]) -> Any:
+    status, body = answer
+    if status != 200:
+        raise ValueError(_error_text(body) or f"HTTP {status}")
+    return json.loads(body)
+
+
+def _error_text(body: bytes) -> str:
+    try:
+        text = str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = body.decode(errors="replace")
+    return " ".join(text.split())[:300]
+
+
+def _said(body: bytes) -> str:
+    for output in json.loads(body).get("outputs", ()):
+        if output["name"] == "status":
+            words = [word for bit, word in _STATUS_WORDS.items() if int(output["data"][0]) & bit]
+            return f" ({', '.join(words)})" if words else ""
+    return ""
+
+
+# -- draining -------------------------------------------------------------------------------------
+
+
+def mark_of(server: int) -> Path:
+    """The file that tells the cascades of the server with this process id to drain."""
+    return _MARKS / f"committee_drain_{server}"
+
+
+def _start_of(server: int) -> str:
+    # By it the mark of an earlier server that had the same id is told apart.
+    return Path(f"/proc/{server}/stat").read_text().rpartition(") ")[2].split()[19]
+
+
+class DrainMark:
+    """Looks in a thread whether a cascade was told to drain.
+
+    Args:
+        model: name of the cascade.
+        server: process id of its Triton.
+
+    Attributes:
+        is_set: whether it has to refuse new requests.
+    """
+
+    def __init__(self, model: str, server: int) -> None:
+        self.is_set = False
+        self._model, self._server = model, server
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="committee-drain", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            self.is_set = self._look()
+            self._stop.wait(LOOK_S)
+
+    def _look(self) -> bool:
+        path = mark_of(self._server)
+        try:
+            # Anybody may write files there, and only the server's own user may stop it.
+            if path.lstat().st_uid != os.getuid():
+                return False
+            start, *models = path.read_text().split()
+            return start == _start_of(self._server) and self._model in models
+        except (OSError, ValueError, IndexError):
+            return False
+
+
+def draining_text(model: str, pending: int) -> str:
+    """What a cascade that drains tells a client."""
+    return f"cascade {model} {DRAINING}{pending}; try again with another server, or with this one when it is back"
+
+
+def mark(servers: Iterable[int], models: Iterable[str]) -> None:
+    """Tells cascades of servers to drain.
+
+    Raises:
+        OSError: a server has ended, or somebody else's file has the name of the mark.
+    """
+    for server in servers:
+        path = mark_of(server)
+        # Under a name that nobody can know before: anybody may put links there.
+        new = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+        try:
+            with new.open("x") as file:
+                file.write(" ".join([_start_of(server), *models]))
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+
+
+def wait_until_drained(url: str, repository: Path, models: Iterable[str], *, until_s: float) -> list[str]:
+    """Waits until cascades that were told to drain have answered what they had accepted.
+
+    A version that is not loaded, or whose process is gone, has nothing to answer.
+
+    Args:
+        url: the server's HTTP address.
+        repository: its model repository.
+        models: names of the cascades.
+        until_s: the last moment, on the monotonic clock.
+
+    Returns:
+        Names of those that did not finish, or do not know how to drain.
+    """
+    waiting = {
+        name: sorted(path.parent.name for path in repository.glob(f"{name}/*/cascade.json")) for name in models
+    }
+    obeyed_by_s = min(until_s, time.monotonic() + _OBEYS_S)
+    left = []
+    for name, versions in waiting.items():
+        for version in versions:
+            while True:
+                asked_s = time.monotonic()
+                pending = _pending(url, name, version, timeout_s=until_s - asked_s)
+                if pending == 0:
+                    break
+                # Asked too early, it may have taken the row in, and answers it as late as its neighbours.
+                if time.monotonic() >= until_s or (pending is None and asked_s >= obeyed_by_s):
+                    left.append(name)
+                    break
+                time.sleep(_POLL_S)
+    return left
+
+
+def _pending(url: str, model: str, version: str, *, timeout_s: float) -> int | None:
+    """How many requests a version has to answer yet; 0 where there is none, None where it does not say."""
+    limit_s = max(0.1, min(timeout_s, 5.0))
+    path = f"/versions/{version}"
+    try:
+        status, body = _ask(url, f"/v2/models/{model}{path}", timeout_s=limit_s)
+        if status == 200:
+            status, body = _ask_row(url, json.loads(body), timeout_s=limit_s, version=path)
+    except TimeoutError:
+        return 1
+    except (OSError, http.client.HTTPException):
+        return 0
+    said = re.search(re.escape(DRAINING) + r"(\d+)", _error_text(body))
+    if said is not None:
+        return int(said[1])
+    return None if status in (200, 503) else 0
+
+
+def servers_of(repository: Path) -> list[int]:
+    """Process ids of this user's Tritons on this machine that have a Python model of a repository."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_text().split("\0") if entry.stat().st_uid == os.getuid() else [""]
+            ours = [word for word in words if word.endswith(".py") and repository in Path(word).resolve().parents]
+            if STUB in words[0] and ours:
+                found.add(int((entry / "stat").read_text().rpartition(") ")[2].split()[1]))
+        except (OSError, ValueError, IndexError):  # it has ended meanwhile
+            continue
+    return sorted(found)
+
+
+def cascades_in(repository: Path) -> list[str]:
+    """Names of the cascades of a repository, each before those it asks."""
+    plans = {path.parents[1].name: path for path in sorted(repository.glob("*/*/cascade.json"))}
+    asked = {name: _members_in(json.loads(path.read_text())) for name, path in plans.items()}
+    ordered: list[str] = []
+    while len(ordered) < len(asked):
+        rest = [name for name in asked if name not in ordered]
+        outer = [name for name in rest if not any(name in asked[other] for other in rest if other != name)]
+        ordered += outer or rest
+    return ordered
+
+
+def _members_in(plan: Mapping[str, Any]) -> set[str]:
+    return {member["name"] for stage in plan["stages"] for member in stage["members"]}
+
+
+def drain(url: str, repository: Path, *, timeout_s: float) -> list[str]:
+    """Lets all cascades of a repository drain, in this machine's servers; returns the names of those left."""
+    until_s, told, left = time.monotonic() + timeout_s, list[str](), list[str]()
+    servers = servers_of(repository)
+    for name in cascades_in(repository):
+        # One after another: a cascade that refuses would fail the rows of one that asks it.
+        told.append(name)
+        try:
+            mark(servers, told)
+        except OSError:
+            left.append(name)
+        left += wait_until_drained(url, repository, [name], until_s=until_s)
+    return left
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of the rendered file; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Asks a served cascade for an answer, or lets cascades drain.")
+    here = Path(__file__).resolve().parent
+    parser.add_argument("--url", default=HTTP_URL, help="HTTP address of the server (%(default)s)")
+    parser.add_argument("--model", help="cascade or model to ask; without it all cascades beside this file")
+    parser.add_argument("--timeout-s", type=float, help="5 for an answer, 30 for draining")
+    parser.add_argument("--alive", action="store_true", help="exit with 0 also where it is busy or draining")
+    parser.add_argument("--drain", action="store_true", help="refuse new requests and wait for those accepted")
+    options = parser.parse_args(arguments)
+    if options.drain:
+        left = drain(options.url, here, timeout_s=options.timeout_s or 30.0)
+        print(f"not drained: {', '.join(left)}" if left else "drained")  # noqa: T201
+        return FAILED if left else ANSWERED
+    codes = []
+    for name in [options.model] if options.model else cascades_in(here):
+        code, text = probe(options.url, name, timeout_s=options.timeout_s or 5.0)
+        codes.append(ANSWERED if options.alive and code == BUSY else code)
+        print(text)  # noqa: T201
+    return FAILED if FAILED in codes else max(codes, default=FAILED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""What reads files and parameters from outside: functions of bytes that raise nothing but errors of one line."""
+
+import contextlib
+import io
+import json
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from hypothesis import strategies as st
+
+from orchestrator.decision import policy_from_parameters
+from orchestrator.decision.policy import PARAMETERS
+from orchestrator.errors import CommitteeError
+from orchestrator.planner.intervals import order_hint
+from orchestrator.planner.records import random_members, records_file_from_path, records_from_path
+from orchestrator.planner.replay import evaluate
+from orchestrator.rows.blocks import ColumnNames
+from orchestrator.rows.labels import MemberClasses
+from orchestrator.rows.opening import named_rows, row_source, stored_rows
+from orchestrator.rows.pictures import reader_for
+from orchestrator.spec import (
+    CascadeSpec,
+    InputSpec,
+    Member,
+    Preprocess,
+    Stage,
+    cascade_from_path,
+    json_from_cascade,
+    manifest_from_path,
+)
+from orchestrator.spec.manifest import json_from_manifest
+from orchestrator.spec.served_model import ModelInfo, TensorInfo
+from tests.fuzz.documents import VALUES, archive, array_file, changed_bytes, changed_json
+
+CORPUS = Path(__file__).with_name("corpus")
+# A reader that says more has most likely printed the document.
+MOST_LETTERS = 4000
+_NOW_US = 1_700_000_000_000_000
+_MODEL = ModelInfo(
+    name="digits",
+    platform="onnxruntime_onnx",
+    versions=("1",),
+    max_batch_size=8,
+    inputs=(TensorInfo(name="image", dtype="FP32", shape=(-1, 1, 8, 8)),),
+    outputs=(TensorInfo(name="logits", dtype="FP32", shape=(-1, 3)),),
+)
+
+
+class NotOneLineError(AssertionError):
+    """An error of ours that is no single line of a bearable length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """One way in."""
+
+    name: str
+    read: Callable[[bytes], None]
+    documents: Callable[[list[bytes]], st.SearchStrategy[bytes]]  # made of the corpus
+
+    notes: Callable[[], str] = str  # what else a run has seen
+
+    @property
+    def corpus(self) -> list[bytes]:
+        """The documents kept, good ones and such as were once read wrongly."""
+        return [path.read_bytes() for path in sorted((CORPUS / self.name).iterdir())]
+
+    def look(self, data: bytes) -> bool:
+        """Reads a document; whether it was taken. Raises what is no error for a user's eyes."""
+        try:
+            self.read(data)
+        except CommitteeError as error:
+            text = str(error)
+            if len(text) > MOST_LETTERS or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+                raise NotOneLineError(ascii(text[:500])) from error
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _file(data: bytes, ending: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="committee-fuzz-") as folder:
+        path = Path(folder) / f"document{ending}"
+        path.write_bytes(data)
+        yield path
+
+
+def _plan(data: bytes) -> None:
+    with _file(data, ".json") as path:
+        spec = cascade_from_path(path)
+    # What was taken can be written again, and says the same.
+    again = json_from_cascade(spec)
+    with _file(again.encode(), ".json") as path:
+        assert json_from_cascade(cascade_from_path(path)) == again
+
+
+def _manifest(data: bytes) -> None:
+    with _file(data, ".json") as path:
+        manifest = manifest_from_path(path)
+    again = json_from_manifest(manifest)
+    with _file(again.encode(), ".json") as path:
+        assert json_from_manifest(manifest_from_path(path)) == again
+
+
+def _records(data: bytes) -> None:
+    with _file(data, ".npz") as path:
+        first: CommitteeError | None = None
+        try:
+            records_file_from_path(path)
+        except CommitteeError as error:
+            first = error
+        records = records_from_path(path)
+    assert first is None, f"one reader takes it, the other says {first}"
+    # What asks `meta` for more than the reader itself.
+    random_members(records)
+    order_hint(records.meta.get("labels_by"))
+    evaluate(_plan_of("a", "b"), records)
+
+
+def _plan_of(*names: str) -> CascadeSpec:
+    members = [Member(name=name, output="logits", cost=1.0) for name in names]
+    stages = [Stage(members=(one,), threshold=0.5 if one is not members[-1] else None) for one in members]
+    tensor = InputSpec(name="image", dtype="FP32", dims=(1, 8, 8))
+    return CascadeSpec(name="plan", input=tensor, classes=3, combine="last", stages=tuple(stages))
+
+
+# First byte of a document of rows -> the ending of its file.
+ENDINGS = {b"N": ".npy", b"Z": ".npz", b"P": ".parquet", b"I": ".png", b"J": ".jpg"}
+
+
+def _rows(data: bytes) -> None:
+    """As `batch`, `record` and `infer` open a file; the first letter says which kind it is."""
+    ending, inside = ENDINGS.get(data[:1], ".npz"), data[1:]
+    errors: list[CommitteeError] = []
+    with _file(inside, ending) as path:
+        for ask in (_batched, _recorded, _named):
+            try:
+                ask(path)
+            except CommitteeError as error:
+                errors.append(error)
+    if errors:
+        raise max(errors, key=lambda error: len(str(error)))
+
+
+def _batched(path: Path) -> None:
+    if path.suffix in (".npy", ".npz", ".parquet"):
+        for _ in stored_rows(path, _MODEL, columns=_ANY, read_picture=_read_picture).blocks(4):
+            pass
+
+
+def _recorded(path: Path) -> None:
+    if path.suffix in (".npy", ".npz", ".parquet"):
+        classes = MemberClasses(count=3, names=("a", "b", "c"))
+        source = row_source(str(path), _MODEL, classes=classes, read_picture=_read_picture)
+        for piece in source.pieces(np.arange(len(source.ids)), 0, 4):
+            piece.load()
+
+
+def _named(path: Path) -> None:
+    if path.suffix in (".npy", ".png", ".jpg"):
+        named_rows([str(path)], _MODEL, read_picture=_read_picture)
+
+
+def _parameters(data: bytes) -> None:
+    """Parameters as Triton hands them to the cascade: a JSON object."""
+    try:
+        parameters = json.loads(data)
+    except ValueError:
+        return
+    if isinstance(parameters, dict):
+        policy_from_parameters(parameters, 3, 2, now_us=_NOW_US)
+
+
+_ANY = ColumnNames()
+_read_picture = reader_for(
+    _MODEL, lambda: Preprocess(mode="L", height_px=8, width_px=8, value_min=0, value_max=16)
+)
+_RECORDED = ("ids", "labels", "outputs/a", "outputs/b", "cost/a", "cost/b", "meta", "outputs/", "odd")
+_STORED = ("images", "ids", "id", "labels", "label", "odd")
+
+
+def _json_documents(corpus: list[bytes]) -> st.SearchStrategy[bytes]:
+    return changed_json(corpus) | changed_json(corpus) | changed_bytes(corpus)
+
+
+def _meta_changed(corpus: list[bytes]) -> st.SearchStrategy[bytes]:
+    """Good records whose `meta` is another one."""
+    facts = {"sha256": "0", "output_kind": "logits", "random_weights": False}
+    good = json.dumps({"members": {"a": facts}, "labels_by": "name"}).encode()
+    return changed_json([good]).map(records_with_meta)
+
+
+def records_with_meta(meta: bytes) -> bytes:
+    """Three rows of two members, and that text as `meta`."""
+    buffer = io.BytesIO()
+    scores = np.eye(3, dtype=np.float32)
+    arrays = {"ids": np.arange(3), "labels": np.arange(3), "meta": np.array(meta.decode())}
+    arrays |= {f"outputs/{name}": scores for name in "ab"} | {f"cost/{name}": np.float64(1) for name in "ab"}
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _row_documents(corpus: list[bytes]) -> st.SearchStrategy[bytes]:
+    archives, arrays = archive(_STORED).map(b"Z".__add__), array_file().map(b"N".__add__)
+    return changed_bytes(corpus) | archives | arrays
+
+
+_PARAMETERS = st.dictionaries(st.sampled_from(sorted(PARAMETERS)) | st.text(max_size=8), VALUES, max_size=4)
+READERS = {
+    reader.name: reader
+    for reader in (
+        Reader(name="plan", read=_plan, documents=_json_documents),
+        Reader(name="manifest", read=_manifest, documents=_json_documents),
+        Reader(
+            name="records",
+            read=_records,
+            documents=lambda corpus: _meta_changed(corpus) | changed_bytes(corpus) | archive(_RECORDED),
+        ),
+        Reader(name="rows", read=_rows, documents=_row_documents),
+        Reader(
+            name="parameters",
+            read=_parameters,
+            documents=lambda corpus: (
+                changed_json(corpus) | _PARAMETERS.map(lambda value: json.dumps(value).encode())
+            ),
+        ),
+    )
+}
