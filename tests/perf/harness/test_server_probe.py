@@ -10,8 +10,7 @@ from perf.harness.server_probe import Counts, PeakMemory, counted_between, cpu_s
 # itself what Triton's stub is called.
 LEADER = """
 import subprocess, sys, time
-code = "import time; x = bytearray(30 << 20); time.sleep(60)"
-words = ["triton_python_backend_stub", "-c", code, "shm", "8", "small_0_0", "DEFAULT"]
+words = ["triton_python_backend_stub", sys.argv[1], "shm", "8", "small_0_0", "DEFAULT"]
 child = subprocess.Popen(words, executable=sys.executable)
 end = time.process_time() + 0.2
 while time.process_time() < end: pass
@@ -21,9 +20,12 @@ time.sleep(60)
 
 
 @pytest.fixture
-def leader():
+def leader(tmp_path):
+    model = tmp_path / "small" / "1" / "model.py"
+    model.parent.mkdir(parents=True)
+    model.write_text("import time; x = bytearray(30 << 20); time.sleep(60)")
     process = subprocess.Popen(
-        [sys.executable, "-S", "-c", LEADER], stdout=subprocess.PIPE, start_new_session=True, text=True
+        [sys.executable, "-S", "-c", LEADER, str(model)], stdout=subprocess.PIPE, start_new_session=True, text=True
     )
     assert process.stdout is not None
     process.stdout.readline()
