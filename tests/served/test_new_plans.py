@@ -19,15 +19,9 @@ from orchestrator.spec.cascade import PLAN
 from tests.repository.builders import render_output
 from tests.served.test_member_versions import polling
 from tests.servers import running_server
-from tests.serving.models import add_python
+from tests.serving.models import OF_TWO_NUMBERS, add_python
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
-CONFIG = """
-    max_batch_size: 8
-    input [{ name: "x" data_type: TYPE_FP32 dims: [2] }]
-    output [{ name: "logits" data_type: TYPE_FP32 dims: [2] }]
-    instance_group [{ kind: KIND_CPU count: 1 }]
-"""
 MEMBER = """
     import numpy as np
     import triton_python_backend_utils as pb
@@ -54,7 +48,7 @@ SPEC = CascadeSpec(
 def add_member(folder: Path, name: str, label: int | None) -> None:
     """One that says this label of every row, or is sure of nothing."""
     scores = [0, 0] if label is None else [9 * (1 - label), 9 * label]
-    add_python(folder, name, MEMBER.replace("SCORES", str(scores)), config=CONFIG)
+    add_python(folder, name, MEMBER.replace("SCORES", str(scores)), config=OF_TWO_NUMBERS)
 
 
 def repository_in(folder: Path) -> Path:

@@ -28,15 +28,9 @@ from perf.load.analyzer import server_program
 from tests.repository.builders import render_output
 from tests.served.test_standalone import stubs_below
 from tests.servers import running_server
-from tests.serving.models import add_python
+from tests.serving.models import OF_TWO_NUMBERS, add_python
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(90)]
-CONFIG = """
-    max_batch_size: 8
-    input [{ name: "x" data_type: TYPE_FP32 dims: [2] }]
-    output [{ name: "logits" data_type: TYPE_FP32 dims: [2] }]
-    instance_group [{ kind: KIND_CPU count: 1 }]
-"""
 # The first is never sure; the second takes its time over rows that say how long.
 MEMBER = """
     import pathlib
@@ -74,7 +68,7 @@ SPEC = CascadeSpec(
 def repository(tmp_path: Path) -> Path:
     for name in ("first", "last"):
         code = MEMBER.replace("LAST", str(name == "last"))
-        add_python(tmp_path / "members", name, code, config=CONFIG)
+        add_python(tmp_path / "members", name, code, config=OF_TWO_NUMBERS)
     render_output(tmp_path / "members", tmp_path / "models", cascades=[SPEC], standalone=True)
     return tmp_path / "models"
 

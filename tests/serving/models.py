@@ -12,6 +12,13 @@ from onnx import TensorProto, helper
 from tests.onnx_models import model_of
 
 BATCH = "rows"
+# config.pbtxt of a model of Python code: rows of two numbers in, two scores out.
+OF_TWO_NUMBERS = """
+    max_batch_size: 8
+    input [{ name: "x" data_type: TYPE_FP32 dims: [2] }]
+    output [{ name: "logits" data_type: TYPE_FP32 dims: [2] }]
+    instance_group [{ kind: KIND_CPU count: 1 }]
+"""
 INT64 = TensorProto.INT64
 
 
