@@ -66,9 +66,10 @@ def test_processes_of_models_are_told_by_their_command_lines() -> None:
 
 def test_a_process_that_died_is_named_once_with_how_and_the_living_are_not(tmp_path: Path) -> None:
     with parent_of(tmp_path, "first", "second") as pid:
+        # A process has no command line for a moment after its start.
+        eventually(lambda: sorted(stub.model for stub in stubs_of(pid)) == ["first", "second"])
         dead = DeadStubs(pid)
         assert dead.look() == []
-        assert sorted(stub.model for stub in stubs_of(pid)) == ["first", "second"]
         victim = next(stub.pid for stub in stubs_of(pid) if stub.model == "first")
         os.kill(victim, signal.SIGKILL)
         found: list[tuple[Stub, str]] = []
