@@ -12,6 +12,7 @@ import argparse
 import http.client
 import json
 import os
+import queue
 import re
 import secrets
 import sys
@@ -37,6 +38,12 @@ _ZERO_BYTES = {"BOOL": 1, "BYTES": 4} | {
     f"{kind}INT{bits}": bits // 8 for kind in ("", "U") for bits in (8, 16, 32, 64)
 }
 _ZERO_BYTES |= {"BF16": 2} | {f"FP{bits}": bits // 8 for bits in (16, 32, 64)}
+# What a server may take at most to answer, and to be asked: another one may answer without end.
+MOST_TIMEOUT_S, _MOST_ANSWER_BYTES, _MOST_ROW_BYTES = 86_400.0, 64 << 20, 256 << 20
+_LOOK_AGAIN_S = 0.5  # that a loaded server gets at least, also where the time is over
+# What a server's silence raises, and what an answer does that has another form than Triton's.
+_NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
+_NO_TRITON = (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 _STATUS_WORDS = {1: "degraded", 2: "at its deadline"}
 # Where the server's models have their shared memory anyway, so that a read-only root does no harm.
 _MARKS = Path("/dev/shm")
@@ -59,28 +66,30 @@ def probe(url: str, model: str, *, timeout_s: float = 5.0) -> tuple[int, str]:
     until_s, answers = time.monotonic() + timeout_s, 0
     try:
         answers = _answers(url, model, timeout_s)
-        metadata = _document(_ask(url, f"/v2/models/{model}", timeout_s=timeout_s))
+        metadata = _document(_ask(url, f"/v2/models/{model}", timeout_s=until_s - time.monotonic()))
         if unknown := {one["datatype"] for one in metadata["inputs"]} - set(_ZERO_BYTES):
             raise ValueError(f"got inputs of {', '.join(sorted(unknown))}, which it knows no zero of")
         began_s = time.monotonic()
-        status, body = _ask_row(url, metadata, timeout_s=until_s - began_s)
+        # What is left is for a look at other answers where this one is late.
+        status, body = _ask_row(url, metadata, timeout_s=0.9 * (until_s - began_s))
+        if status == 200:
+            return ANSWERED, f"{model} answered in {1e3 * (time.monotonic() - began_s):.0f} ms{_said(body)}"
     except TimeoutError:
-        return _why_late(url, model, answers, timeout_s)
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-        return FAILED, f"{model} does not answer at {url}: {error or type(error).__name__}"
-    if status == 200:
-        return ANSWERED, f"{model} answered in {1e3 * (time.monotonic() - began_s):.0f} ms{_said(body)}"
+        return _why_late(url, model, answers, timeout_s, until_s)
+    except (*_NO_ANSWER, *_NO_TRITON) as error:
+        return FAILED, f"{model} does not answer at {url}: {_reason(error)}"
     text = _error_text(body)
     if any(words in text for words in LATE_WORDS):
-        return _why_late(url, model, answers, timeout_s)
+        return _why_late(url, model, answers, timeout_s, until_s)
     is_busy = any(words in text for words in BUSY_WORDS)
     return (BUSY, f"{model} is alive: {text}") if is_busy else (FAILED, f"{model} fails: {text}")
 
 
-def _why_late(url: str, model: str, answers: int, timeout_s: float) -> tuple[int, str]:
+def _why_late(url: str, model: str, answers: int, timeout_s: float, until_s: float) -> tuple[int, str]:
     try:
-        more = _answers(url, model, timeout_s) - answers
-    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        left_s = max(until_s - time.monotonic(), min(timeout_s, _LOOK_AGAIN_S))
+        more = _answers(url, model, left_s) - answers
+    except (*_NO_ANSWER, *_NO_TRITON):
         more = 0
     if more > 0:
         return BUSY, f"{model} is alive: no time for the probe in {timeout_s:g} s, {more} other requests answered"
@@ -93,6 +102,18 @@ def _answers(url: str, model: str, timeout_s: float) -> int:
     return sum(int(one["inference_stats"]["success"]["count"]) for one in document["model_stats"])
 
 
+def _reason(error: Exception) -> str:
+    # Another protocol's answer, gRPC's say, stands in the error with its control characters.
+    if isinstance(error, _NO_TRITON) or type(error) is http.client.BadStatusLine:
+        return f"got no answer of Triton's HTTP protocol, expected its HTTP address, such as {HTTP_URL}"
+    return _one_line(str(error)) or type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    words = " ".join(text.split())[:300]
+    return "".join(character if character.isprintable() else "?" for character in words)
+
+
 def _ask_row(url: str, metadata: Mapping[str, Any], *, timeout_s: float, version: str = "") -> tuple[int, bytes]:
     inputs, data = [], b""
     for tensor in metadata["inputs"]:
@@ -100,6 +121,9 @@ def _ask_row(url: str, metadata: Mapping[str, Any], *, timeout_s: float, version
         count, one = _ZERO_BYTES[tensor["datatype"]], 1
         for size in shape:
             one *= size
+            if len(data) + count * one > _MOST_ROW_BYTES:
+                text = f"got a model whose row has more than {_MOST_ROW_BYTES >> 20} MiB"
+                raise ValueError(f"{text}, which are too many for a probe")
         binary = {"binary_data_size": count * one}
         inputs.append({**tensor, "shape": shape, "parameters": binary})
         data += bytes(count * one)
@@ -120,32 +144,51 @@ def _ask(
     kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
     if parts.scheme not in kinds or parts.hostname is None:
         raise ValueError(f"got {url}, expected the server's HTTP address, such as {HTTP_URL}")
-    connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=max(timeout_s, 0.001))
+    timeout_s = min(max(timeout_s, 0.001), MOST_TIMEOUT_S)
+    connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=timeout_s)
+    said = queue.SimpleQueue[tuple[int, bytes] | Exception]()
+
+    def ask() -> None:
+        try:
+            connection.request("GET" if body is None else "POST", path, body=body, headers=dict(headers or {}))
+            response = connection.getresponse()
+            said.put((response.status, response.read(_MOST_ANSWER_BYTES)))
+        except Exception as error:  # raised by the thread that waits
+            said.put(error)
+        finally:
+            connection.close()
+
+    # A thread of its own, since the connection's limit begins anew with every byte that comes.
+    threading.Thread(target=ask, name="committee-probe", daemon=True).start()
     try:
-        connection.request("GET" if body is None else "POST", path, body=body, headers=dict(headers or {}))
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
+        answer = said.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {timeout_s:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _document(answer: tuple[int, bytes]) -> Any:
     status, body = answer
     if status != 200:
         raise ValueError(_error_text(body) or f"HTTP {status}")
-    return json.loads(body)
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise TypeError("no JSON") from error
 
 
 def _error_text(body: bytes) -> str:
     try:
         text = str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, *_NO_TRITON):
         text = body.decode(errors="replace")
-    return " ".join(text.split())[:300]
+    return _one_line(text)
 
 
 def _said(body: bytes) -> str:
-    for output in json.loads(body).get("outputs", ()):
+    for output in _document((200, body)).get("outputs", ()):
         if output["name"] == "status":
             words = [word for bit, word in _STATUS_WORDS.items() if int(output["data"][0]) & bit]
             return f" ({', '.join(words)})" if words else ""
@@ -273,11 +316,13 @@ def _pending(url: str, model: str, version: str, *, timeout_s: float) -> int | N
     try:
         status, body = _ask(url, f"/v2/models/{model}{path}", timeout_s=limit_s)
         if status == 200:
-            status, body = _ask_row(url, json.loads(body), timeout_s=limit_s, version=path)
+            status, body = _ask_row(url, _document((status, body)), timeout_s=limit_s, version=path)
     except TimeoutError:
         return 1
     except (OSError, http.client.HTTPException):
         return 0
+    except (ValueError, *_NO_TRITON):
+        return None
     said = re.search(re.escape(DRAINING) + r"(\d+)", _error_text(body))
     if said is not None:
         return int(said[1])
@@ -329,13 +374,19 @@ def drain(url: str, repository: Path, *, timeout_s: float) -> list[str]:
     return left
 
 
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) <= MOST_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"got {text}, expected seconds above 0, at most {MOST_TIMEOUT_S:g}")
+    return seconds
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of the rendered file; returns its exit code."""
     parser = argparse.ArgumentParser(description="Asks a served cascade for an answer, or lets cascades drain.")
     here = Path(__file__).resolve().parent
     parser.add_argument("--url", default=HTTP_URL, help="HTTP address of the server (%(default)s)")
     parser.add_argument("--model", help="cascade or model to ask; without it all cascades beside this file")
-    parser.add_argument("--timeout-s", type=float, help="5 for an answer, 30 for draining")
+    parser.add_argument("--timeout-s", type=_seconds, help="5 for an answer, 30 for draining")
     parser.add_argument("--alive", action="store_true", help="exit with 0 also where it is busy or draining")
     parser.add_argument("--drain", action="store_true", help="refuse new requests and wait for those accepted")
     options = parser.parse_args(arguments)

@@ -5,14 +5,16 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.probe import ANSWERED, BUSY, HTTP_URL
+from orchestrator.probe import ANSWERED, BUSY, HTTP_URL, MOST_TIMEOUT_S
 from orchestrator.probe import probe as ask
 
 
 def probe(
     model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
     url: Annotated[str, typer.Option(help="HTTP address of the server; https:// before it for TLS.")] = HTTP_URL,
-    timeout_s: Annotated[float, typer.Option(min=0.01, help="Longest wait for the answer.")] = 5.0,
+    timeout_s: Annotated[
+        float, typer.Option(min=0.01, max=MOST_TIMEOUT_S, help="Longest wait for the answer.")
+    ] = 5.0,
     alive: Annotated[bool, typer.Option("--alive", help="Exit with 0 also where it is busy or draining.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
