@@ -9,8 +9,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import PortInUseError, ServingError
-from orchestrator.spec.validation import MOST_SIZE, Faults
+from orchestrator.errors import PortInUseError, ServingError, shown
+from orchestrator.probe import MOST_TIMEOUT_S
+from orchestrator.spec.validation import MOST_SIZE, Faults, is_finite
 
 MIB = 1024 * 1024
 FIELDS = ("http", "grpc", "metrics")
@@ -59,8 +60,11 @@ class ServeOptions:
             taken.setdefault(port, field)
         if self.config_name is not None:
             faults.name("config_name", self.config_name)
-        faults.positive("startup_timeout_s", self.startup_timeout_s)
-        faults.positive("stop_timeout_s", self.stop_timeout_s)
+        for field in ("startup_timeout_s", "stop_timeout_s"):
+            seconds = getattr(self, field)
+            # Triton counts in 32 bits, and Python's waits end at 292 years.
+            good = is_finite(seconds) and 0 < seconds <= MOST_TIMEOUT_S
+            faults.check(field, good, f"got {shown(seconds)}, expected above 0, at most {MOST_TIMEOUT_S:g}")
         faults.integer("log_verbose", self.log_verbose, low=0, high=9)
         # With less than 1 MiB the backend has no room for its own data, and every load fails without a reason.
         faults.integer("shm_bytes", self.shm_bytes, low=MIB, high=MOST_SIZE * MIB)

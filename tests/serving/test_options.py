@@ -206,3 +206,11 @@ def test_a_port_below_1024_is_refused_with_advice() -> None:
             pass
     with pytest.raises(ServingError, match="at least 1024"):
         choose_ports(on_free_ports(http_port=1))
+
+
+@pytest.mark.parametrize("field", ["startup_timeout_s", "stop_timeout_s"])
+@pytest.mark.parametrize("seconds", [0, -1.0, 86_401, 1e10, float("inf"), float("nan"), "soon"])
+def test_a_wait_has_an_end_that_triton_can_count_to(field: str, seconds: object) -> None:
+    with pytest.raises(SpecError, match=f"{field}: got .*, expected above 0, at most 86400"):
+        options(**{field: seconds})
+    assert options(**{field: 86_400}).stop_timeout_s
