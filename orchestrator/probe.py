@@ -9,6 +9,7 @@ the cascade refuses new requests with UNAVAILABLE, and says in the refusal how m
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -21,7 +22,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 # Exit codes: answered, not answered, and alive but takes no request now.
 ANSWERED, FAILED, BUSY = 0, 1, 6
@@ -137,15 +138,19 @@ def _ask_row(url: str, metadata: Mapping[str, Any], *, timeout_s: float, version
     return _ask(url, path, body=head + data, headers=headers, timeout_s=timeout_s)
 
 
+def _address_in(url: str) -> SplitResult:
+    parts = urlsplit(url if "//" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or parts.hostname is None:
+        raise ValueError(f"got {url}, expected the server's HTTP address, such as {HTTP_URL}")
+    return parts
+
+
 def _ask(
     url: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None, timeout_s: float
 ) -> tuple[int, bytes]:
-    parts = urlsplit(url if "//" in url else f"http://{url}")
-    kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-    if parts.scheme not in kinds or parts.hostname is None:
-        raise ValueError(f"got {url}, expected the server's HTTP address, such as {HTTP_URL}")
-    timeout_s = min(max(timeout_s, 0.001), MOST_TIMEOUT_S)
-    connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=timeout_s)
+    parts, timeout_s = _address_in(url), min(max(timeout_s, 0.001), MOST_TIMEOUT_S)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
     said = queue.SimpleQueue[tuple[int, bytes] | Exception]()
 
     def ask() -> None:
@@ -343,6 +348,36 @@ def servers_of(repository: Path) -> list[int]:
     return sorted(found)
 
 
+def _listens(server: int, port: int) -> bool:
+    """Whether a process takes connections at a TCP port, in its own network namespace."""
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{server}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                sockets.add(f"socket:[{inode}]")
+    for file in Path(f"/proc/{server}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if str(file.readlink()) in sockets:
+                return True
+    return False
+
+
+def _servers_behind(url: str, servers: Sequence[int]) -> list[int]:
+    # A mark cannot be taken back, so of several servers of one repository only the one that was named gets it.
+    if len(servers) < 2:
+        return list(servers)
+    found = []
+    for server in servers:
+        # It has ended meanwhile, or the URL is none, which asking it says.
+        with contextlib.suppress(OSError, ValueError):
+            address = _address_in(url)
+            port = address.port or {"http": 80, "https": 443}[address.scheme]
+            if _listens(server, port):
+                found.append(server)
+    return found
+
+
 def cascades_in(repository: Path) -> list[str]:
     """Names of the cascades of a repository, each before those it asks."""
     plans = {path.parents[1].name: path for path in sorted(repository.glob("*/*/cascade.json"))}
@@ -360,9 +395,9 @@ def _members_in(plan: Mapping[str, Any]) -> set[str]:
 
 
 def drain(url: str, repository: Path, *, timeout_s: float) -> list[str]:
-    """Lets all cascades of a repository drain, in this machine's servers; returns the names of those left."""
+    """Lets all cascades of a repository drain, in the server at the URL; returns the names of those left."""
     until_s, told, left = time.monotonic() + timeout_s, list[str](), list[str]()
-    servers = servers_of(repository)
+    servers = _servers_behind(url, servers_of(repository))
     for name in cascades_in(repository):
         # One after another: a cascade that refuses would fail the rows of one that asks it.
         told.append(name)

@@ -2,9 +2,11 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,30 @@ def test_an_impossible_time_is_refused(text: str, capsys: pytest.CaptureFixture[
         main(["--model", "x", "--timeout-s", text])
     assert "--timeout-s" in capsys.readouterr().err
     assert probe("127.0.0.1:1", "x", timeout_s=MOST_TIMEOUT_S)[0] == FAILED
+
+
+LISTENER = """
+import socket, sys
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    print(listener.getsockname()[1], flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_of_several_servers_of_a_repository_only_the_one_behind_the_url_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "_MARKS", tmp_path)
+    monkeypatch.setattr(probing, "cascades_in", lambda _: ["cascade"])
+    with ExitStack() as stack:
+        words = [sys.executable, "-c", LISTENER]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        servers = [stack.enter_context(subprocess.Popen(words, **pipes)) for _ in range(2)]
+        ports = [int(server.stdout.readline()) for server in servers]
+        monkeypatch.setattr(probing, "servers_of", lambda _: [server.pid for server in servers])
+        drain(f"http://127.0.0.1:{ports[1]}", tmp_path, timeout_s=0.01)
+        assert [path.name for path in tmp_path.iterdir()] == [mark_of(servers[1].pid).name]
+        # One alone is told whatever leads to it, a gateway's address say.
+        monkeypatch.setattr(probing, "servers_of", lambda _: [servers[0].pid])
+        drain("http://127.0.0.1:1", tmp_path, timeout_s=0.01)
+        assert mark_of(servers[0].pid).exists()
