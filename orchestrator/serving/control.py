@@ -23,7 +23,7 @@ import contextlib
 import http.client
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,7 @@ def drain(
     *,
     drain_cascades: Callable[[list[str]], list[str]],
     deadline_s: float,
+    reloaded: Collection[str] = (),
 ) -> bool:
     """Lets models finish, wave after wave, each when the one before has answered all its requests.
 
@@ -211,23 +212,25 @@ def drain(
         models: all of its models.
         drain_cascades: tells cascades to drain, waits for them, and returns those that do not.
         deadline_s: the last moment, on the monotonic clock.
+        reloaded: models that may never go, because a process of theirs has died with requests.
 
     Returns:
         Whether all models are known to have nothing in flight.
     """
     cascades = {model.name for model in models if model.is_cascade}
     waves = drain_waves(models)
+    all_gone = True
     for wave in waves:
         own = [name for name in wave if name in cascades]
         undrained = drain_cascades(own) if own else []
         names = [name for name in wave if name not in cascades or name in undrained]
         control.unload(names)
-        is_last = wave is waves[-1]
-        if not _unloaded(
-            control, names, until_s=min(deadline_s, time.monotonic() + _HELD_S) if is_last else deadline_s
-        ):
+        held_s = min(deadline_s, time.monotonic() + _HELD_S)
+        until_s = held_s if wave is waves[-1] else deadline_s
+        if not _unloaded(control, [name for name in names if name not in reloaded], until_s=until_s):
             return False
-    return True
+        all_gone &= _unloaded(control, [name for name in names if name in reloaded], until_s=held_s)
+    return all_gone
 
 
 def _unloaded(control: RepositoryControl, names: Sequence[str], *, until_s: float) -> bool:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from orchestrator.serving.machine import (
 )
 from orchestrator.serving.options import MIB, Ports, ServeOptions, bracketed, choose_ports, local_host
 from orchestrator.serving.shared_memory import SharedMemoryClaim, remove_ownerless
-from orchestrator.serving.stubs import DeadStubs
+from orchestrator.serving.stubs import DeadStubs, end_orphans
 from orchestrator.spec.held_requests import HELD_REQUESTS
 
 _POLL_S = 0.05
@@ -85,8 +86,8 @@ class EmbeddedServer:
         self._control_key = secrets.token_hex(16)
         self._told_to_drain: list[str] = []
         self._claim: SharedMemoryClaim | None = None
-        # Whether a process has died with requests, which keep its model from ever being unloaded.
-        self.has_lost_requests = False
+        # Models that were loaded again: what their dead processes had keeps them from ever being unloaded.
+        self._reloaded: set[str] = set()
 
     def __enter__(self) -> "EmbeddedServer":
         self.start()
@@ -164,6 +165,7 @@ class EmbeddedServer:
         """
         if self._child is not None:
             raise ServingError("embedded Triton was started already", fix="make another EmbeddedServer")
+        end_orphans()
         if freed_bytes := remove_ownerless():
             self._progress(f"removed {freed_bytes / MIB:.0f} MiB of shared memory that dead servers had left")
         self._ports = choose_ports(self.options)
@@ -188,11 +190,13 @@ class EmbeddedServer:
             ServingError: it does not load.
             OSError, HTTPException: the server does not answer.
         """
+        self._reloaded.add(name)
         self.control.unload([name])
         self.control.load(name)
 
     def _start(self) -> None:
         machine = self._machine or machine_here()
+        self._reloaded.clear()
         self._models = scan_repository(self.options.repository)
         # Two instances per model, the number Triton gives CPU models that state none.
         check_machine(machine, shm_needed_bytes=2 * len(self._models) * self.options.shm_bytes)
@@ -229,10 +233,13 @@ class EmbeddedServer:
             self._progress("answering requests in flight")
             # A server that does not answer cannot be drained; it gets SIGTERM next in any case.
             with contextlib.suppress(*_NO_ANSWER):
+                # Nor does Triton answer where it never finishes a load.
+                limit_s = _EXIT_S if self._reloaded else self.control.timeout_s
                 drained = drain(
-                    self.control,
+                    replace(self.control, timeout_s=limit_s),
                     self._models,
                     drain_cascades=partial(self._drain_cascades, deadline_s=deadline_s),
+                    reloaded=self._reloaded,
                     deadline_s=deadline_s,
                 )
             self._progress("stopping Triton")
@@ -241,6 +248,8 @@ class EmbeddedServer:
                 self._child.wait(_SENT_S)
             else:
                 self._child.terminate()
+                if self._reloaded:
+                    deadline_s = min(deadline_s, time.monotonic() + _EXIT_S)
                 while not drained and time.monotonic() < deadline_s and not self._child.wait(_POLL_S):
                     drained = nothing_in_flight(self.log_path)
                 self._child.wait(_EXIT_S)

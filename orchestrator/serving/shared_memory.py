@@ -16,6 +16,7 @@ from pathlib import Path
 from orchestrator.files import open_own
 from orchestrator.serving.machine import SHM, WORK_FOLDER
 
+PREFIX = "committee_"  # of every name
 _OWNER = "owner"
 
 
@@ -28,7 +29,7 @@ class SharedMemoryClaim:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.prefix = f"committee_{os.getpid()}_{secrets.token_hex(4)}_"
+        self.prefix = f"{PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
         self.file_number = os.open(self._owner, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         # Shared, so that it is the same for a cleaner whether this line has run: it asks for the lock alone.
         fcntl.flock(self.file_number, fcntl.LOCK_SH)
@@ -49,7 +50,7 @@ class SharedMemoryClaim:
 def remove_ownerless() -> int:
     """Removes what servers of this user left behind whose processes have all ended; returns the bytes of it."""
     freed = 0
-    for owner in SHM.glob(f"committee_*_{_OWNER}"):
+    for owner in SHM.glob(f"{PREFIX}*_{_OWNER}"):
         # Somebody else may be at it, and a file without its folder's name is a claim that is being made.
         with contextlib.suppress(OSError), open_own(owner) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

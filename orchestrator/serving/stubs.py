@@ -5,13 +5,17 @@ model is unloaded. Until then it is a zombie, which tells a process that died fr
 """
 
 import contextlib
+import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.probe import STUB
+from orchestrator.serving.shared_memory import PREFIX
 
 _PROC = Path("/proc")
+_END_S = 2.0  # longest wait for a killed process to be gone
 _NAME_BYTES = 15  # that the kernel keeps of a process's name
 
 
@@ -49,6 +53,40 @@ def stubs_of(server: int) -> list[Stub]:
             words = (_PROC / str(pid) / "cmdline").read_text(errors="replace").rstrip("\0").split("\0")
             found += filter(None, [stub_from_command(pid, words)])
     return found
+
+
+def end_orphans() -> None:
+    """Ends this user's Python models' processes whose embedded server was killed; they would keep its memory."""
+    orphans = [int(path.name) for path in _PROC.glob("[0-9]*") if _is_orphan(path)]
+    for pid in orphans:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    # Their lock is free once they are gone, which a moment sees to.
+    until_s = time.monotonic() + _END_S
+    while any(_is_orphan(_PROC / str(pid)) for pid in orphans) and time.monotonic() < until_s:
+        time.sleep(0.01)
+
+
+def _is_orphan(process: Path) -> bool:
+    try:
+        if process.stat().st_uid != os.getuid():
+            return False
+        words = (process / "cmdline").read_text(errors="replace").split("\0")
+        stub = stub_from_command(int(process.name), words[:-1])
+        if stub is None or not stub.shm.startswith(PREFIX):
+            return False
+        parent = int((process / "stat").read_text(errors="replace").rpartition(") ")[2].split()[1])
+        # Triton's command line has the prefix as well. Its parent may be one in a container that is not seen.
+        return parent != 0 and not _names(_PROC / str(parent), stub.shm)
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def _names(process: Path, shm: str) -> bool:
+    """Whether a process is the Triton that memory of this name belongs to."""
+    words = (process / "cmdline").read_text(errors="replace").split("\0")
+    prefixes = (word.rpartition("=")[2] for word in words if f"={PREFIX}" in word)
+    return any(shm.startswith(prefix) for prefix in prefixes)
 
 
 def _children_of(server: int) -> list[int]:

@@ -117,6 +117,7 @@ class _OneServer:
         # From some release on the server asks the cascades themselves.
         self._watches_cascades = EMBEDDED < IS_READY_SINCE
         self._looked_s = 0.0
+        self._said = ""
         self._look_at_cascades: threading.Thread | None = None
 
     def until_ended(self) -> str:
@@ -132,8 +133,12 @@ class _OneServer:
             if why := self._deal_with(stub, f"{named}: its process {stub.pid} ended with {how}"):
                 return why
         # One at a time: a model that is being loaded looks like one that is missing.
-        if not self._is_comparing() and (why := self._repairs.look()) and self._restarts:
-            return why
+        if not self._is_comparing() and (why := self._repairs.look()):
+            if self._restarts:
+                return why
+            if why != self._said:
+                self._tell(f"{why}; restart the server")
+            self._said = why
         if self._restarts and (gone := self._server.missing_file):
             return f"{gone} is gone, without which Triton starts no process of a Python model"
         if self._watches_cascades and not self._repairs.is_busy and time.monotonic() - self._looked_s >= LOOK_S:
@@ -159,7 +164,6 @@ class _OneServer:
             return what + self._repairs.too_many
         if stub.model:
             self._tell(f"{what}{held}; the model is loaded again")
-            self._server.has_lost_requests |= bool(held)
             self._repairs.begin(stub.model)
         return None
 

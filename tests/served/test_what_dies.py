@@ -78,17 +78,24 @@ def test_a_server_that_is_killed_is_started_again_at_the_same_address_with_its_l
 
 
 @pytest.mark.slow
-def test_what_a_killed_server_left_in_shared_memory_is_gone_at_the_next_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_stubs", [True, False])
+def test_what_a_killed_server_left_in_shared_memory_is_gone_at_the_next_start(
+    tmp_path: Path, with_stubs: bool
+) -> None:
     # Slow: two servers of its own start.
     add_python(tmp_path / "models", "square", SQUARE, config=ONE_IN_ONE_OUT)
     with ServedProduct(tmp_path / "models", tmp_path) as killed:
         prefix = next(one.shm for one in killed.processes if one.shm is not None).rsplit("_", 1)[0]
         assert list(SHM.glob(f"{prefix}_*"))
-        server = killed.server_pid
+        server, stub = killed.server_pid, killed.stub("square")
         assert server is not None
         os.kill(psutil.Process(server).ppid(), signal.SIGKILL)
-        os.killpg(server, signal.SIGKILL)
+        if with_stubs:
+            os.killpg(server, signal.SIGKILL)
+        else:
+            os.kill(server, signal.SIGKILL)
         eventually(lambda: not psutil.pid_exists(server))
         assert list(SHM.glob(f"{prefix}_*"))
     with ServedProduct(tmp_path / "models", tmp_path):
         assert not list(SHM.glob(f"{prefix}_*"))
+        assert not psutil.pid_exists(stub) or psutil.Process(stub).status() == psutil.STATUS_ZOMBIE

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -246,13 +246,26 @@ MODELS = (
 )
 
 
-def drained(triton: FakeTriton, deadline_s: float, *, key: str = "secret", cascades: bool = False) -> bool:
+def drained(
+    triton: FakeTriton,
+    deadline_s: float,
+    *,
+    key: str = "secret",
+    cascades: bool = False,
+    reloaded: Sequence[str] = (),
+) -> bool:
     def drain_cascades(names: list[str]) -> list[str]:
         triton.events += [f"drain {name}" for name in names]
         return []
 
     models = [dataclasses.replace(model, is_cascade=cascades and bool(model.calls)) for model in MODELS]
-    return drain(control(triton, key), models, drain_cascades=drain_cascades, deadline_s=deadline_s)
+    return drain(
+        control(triton, key),
+        models,
+        drain_cascades=drain_cascades,
+        deadline_s=deadline_s,
+        reloaded=reloaded,
+    )
 
 
 def test_a_cascade_drains_first_and_is_not_unloaded(triton: FakeTriton) -> None:
@@ -269,6 +282,17 @@ def test_models_that_call_no_others_are_not_waited_for_long(
     began_s = time.monotonic()
     assert not drained(triton, began_s + 60, cascades=True)
     assert time.monotonic() - began_s < 10
+
+
+def test_a_model_whose_process_died_with_requests_is_not_waited_for_long_and_the_others_follow(
+    triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "_HELD_S", 0.2)
+    triton.in_flight["cascade"] = 10**6
+    began_s = time.monotonic()
+    assert not drained(triton, began_s + 60, reloaded=["cascade"])
+    assert time.monotonic() - began_s < 10
+    assert "unload large" in triton.events
 
 
 def test_a_wave_begins_only_when_the_one_before_is_gone(triton: FakeTriton) -> None:

@@ -19,31 +19,32 @@ from orchestrator.errors import ServingError
 from orchestrator.serving import repairs, supervision
 from orchestrator.serving.control import ModelEntry
 from orchestrator.serving.repairs import MOST_REPAIRS, Repairs
-from orchestrator.serving.stubs import DeadStubs, Stub, stub_from_command, stubs_of
+from orchestrator.serving.stubs import DeadStubs, Stub, end_orphans, stub_from_command, stubs_of
 from orchestrator.serving.supervision import MOST_RESTARTS, WITHIN_S, RestartLimit, Supervision
 from tests.bls.fixtures import eventually
 
 # Stands for Triton: starts what stands for Python models' processes, and collects none that dies.
 PARENT = """
 import subprocess, sys
-stub, *files = sys.argv[1:]
+stub, memory, _, *files = sys.argv[1:]
 for file in files:
-    subprocess.Popen([stub, file, "memory", "4", "4", "1", "backends", "336", "workers_0", "DEFAULT"])
+    subprocess.Popen([stub, file, memory, "4", "4", "1", "backends", "336", "workers_0", "DEFAULT"])
 print("started", flush=True)
 sys.stdin.readline()
 """
 
 
 @contextlib.contextmanager
-def parent_of(tmp_path: Path, *models: str) -> Iterator[int]:
+def parent_of(tmp_path: Path, *models: str, memory: str = "memory", prefix: str = "") -> Iterator[int]:
     # Started by its interpreter, a script has that as its first word, so a link to the interpreter stands for it.
     link = tmp_path / "triton_python_backend_stub"
+    tmp_path.mkdir(exist_ok=True)
     link.symlink_to(sys.executable)
     files = [tmp_path / model / "1" / "model.py" for model in models]
     for file in files:
         file.parent.mkdir(parents=True)
         file.write_text("import time; time.sleep(60)")
-    words = [sys.executable, "-c", PARENT, str(link), *map(str, files)]
+    words = [sys.executable, "-c", PARENT, str(link), memory, prefix, *map(str, files)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as parent:
         assert parent.stdout is not None
         parent.stdout.readline()
@@ -77,6 +78,20 @@ def test_a_process_that_died_is_named_once_with_how_and_the_living_are_not(tmp_p
         assert [(stub.model, how) for stub, how in found] == [("first", "signal SIGKILL")]
         assert [stub.model for stub in stubs_of(pid)] == ["second"]
         assert dead.look() == []
+
+
+def test_processes_whose_server_was_killed_are_ended_and_no_others(tmp_path: Path) -> None:
+    orphan = parent_of(tmp_path / "b", "m", memory="committee_1_2_3")
+    with parent_of(tmp_path, "other") as others, orphan as orphaned:
+        eventually(lambda: stubs_of(others))
+        # This parent has not the name of the memory in its command line, as the Triton of a process has.
+        end_orphans()
+        assert [stub.model for stub in stubs_of(others)] == ["other"]
+        assert stubs_of(orphaned) == []
+    with parent_of(tmp_path / "c", "m", memory="committee_1_2_3", prefix="x=committee_1_2_") as running:
+        eventually(lambda: stubs_of(running))
+        end_orphans()
+        assert [stub.model for stub in stubs_of(running)] == ["m"]
 
 
 def test_so_many_restarts_are_made_and_those_of_long_ago_do_not_count() -> None:
@@ -156,7 +171,6 @@ class Repairable:
         self.control = self.stubs = self
         self.pids: frozenset[int] = frozenset()
         self.missing_file: Path | None = None
-        self.has_lost_requests = False
         self.serving: dict[str, frozenset[int]] = {}
         self.states: dict[str, str] = {}
         # A load waits for it.
@@ -196,6 +210,7 @@ def watched(server: Repairable, *dead: str, restarts: bool = True) -> tuple[Any,
     made = object.__new__(supervision._OneServer)
     made._server, made._restarts, made._tell = server, restarts, told.append  # type: ignore[assignment]
     made._dead, made._watches_cascades = Deaths(*dead), False  # type: ignore[assignment]
+    made._said = ""
     made._look_at_cascades, made._repairs = None, Repairs(server, tell=told.append)  # type: ignore[arg-type]
     return made, told
 
@@ -252,7 +267,6 @@ def test_a_cascade_whose_process_held_requests_ends_the_server(
     assert server.reloaded == []
     one, told = watched(server, "cascade", restarts=False)
     settled(one)
-    assert server.has_lost_requests
     assert server.reloaded == ["cascade"]
     assert words in told[0]
 
