@@ -280,7 +280,11 @@ class Stage0:
         """Admits the requests that are not gone; gives the responses decided by then."""
         if not all(gone):
             for reply in admit(leaves=gone):
-                yield reply.request, self.responder.response(reply)
+                try:
+                    response = self.responder.response(reply)
+                except Exception as error:  # it was popped, so nobody else answers it
+                    response = self.responder.error(f"cascade failed: {type(error).__name__}: {error}", INTERNAL)
+                yield reply.request, response
 
     def _has_room(self, batch: Sequence[PendingRequest], rows: int) -> bool:
         # Without the lock, because rows come in through this thread alone: behind its back they only get fewer.

@@ -457,4 +457,7 @@ class Workers:
         now_ns = time.monotonic_ns()
         self.metrics.latencies([now_ns - reply.request.arrived_ns for reply in replies])
         for reply in replies:
-            self.send(reply)
+            try:
+                self.send(reply)
+            except Exception as error:  # the others were popped as well, and nobody else answers them
+                self.log(f"committee: an answer was not sent: {type(error).__name__}: {error}")

@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -419,3 +420,18 @@ def test_a_fault_of_our_own_after_others_were_decided_loses_no_answer(
     assert "made up" in sure.error().message()
     assert "made up" in deferred.error().message()
     assert decided.column("status").tolist() == [[CAPPED]]
+
+
+def test_a_response_that_cannot_be_made_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with loaded(tmp_path, usual()) as model:
+        make, left = model._responder.response, [MemoryError("made up")]
+
+        def response(reply: Any) -> Any:
+            if left:
+                raise left.pop()
+            return make(reply)
+
+        monkeypatch.setattr(model._responder, "response", response)
+        first, second = ask_all(model, [asking(HARD, max_stage=0), asking(HARD, max_stage=0)])
+    assert "made up" in first.error().message()
+    assert second.column("status").tolist() == [[CAPPED]]
