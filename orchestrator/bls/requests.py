@@ -405,7 +405,11 @@ class Responder:
 
     def send(self, reply: Reply) -> None:
         """Sends an answer by the request's sender; a client that went away is no error, as nobody can be told."""
-        request, response = reply.request, self.response(reply)
+        request = reply.request
+        try:
+            response = self.response(reply)
+        except Exception as error:  # it was popped, so nobody else answers it
+            response = self.error(f"cascade failed: {type(error).__name__}: {error}", INTERNAL)
         if self._looked_at is request:
             with self._looking:  # until the server has said whether it was cancelled
                 pass
