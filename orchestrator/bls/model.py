@@ -173,21 +173,26 @@ class CascadeModel:
         except Exception as error:  # raising would fail every request, also those answered already
             text = f"{type(error).__name__}: {error}"
             self._pb.Logger.log_error(f"committee: {text}")
-            own = self._scheduler.pop_all(batch)
-            lost = [one for one, is_own in zip(batch, own, strict=True) if is_own]
+            self._scheduler.pop_all(batch)
+            left = {one.token for one in batch} - {one.token for one, _ in answered}
+            lost = [one for one in self._pending.lost() if one.token in left]
             answered += [(one, self._responder.error(f"cascade failed: {text}", INTERNAL)) for one in lost]
         if self.spec.gears is not None:
             self._scheduler.batch_finished()
         now_ns = time.monotonic_ns()
         self._metrics.latencies([now_ns - one.arrived_ns for one, _ in answered])
-        self._held.remove([one.token for one, _ in answered])
+        self._are_answered([one.token for one, _ in answered])
         return [(one.place, response) for one, response in answered]
 
     def _send(self, reply: Reply) -> None:
         if self._watch.fault is not None and reply.columns is not None:
             reply = Reply(reply.request, None, *self._unavailable())
         self._responder.send(reply)
-        self._held.remove([reply.request.token])
+        self._are_answered([reply.request.token])
+
+    def _are_answered(self, tokens: Sequence[int]) -> None:
+        self._pending.answered(tokens)
+        self._held.remove(tokens)
 
     def _unavailable(self) -> tuple[str, str]:
         if self._drain.is_set:
@@ -200,8 +205,12 @@ class CascadeModel:
     def _refuse(self, request: Any, message: str, code: str) -> Any:
         if code == INTERNAL:
             self._pb.Logger.log_error(f"committee: {message}")
-        self._metrics.refused(self._reader.count_rows(request))
-        return self._responder.error(message, code)
+        response = self._responder.error(message, code)
+        try:
+            self._metrics.refused(self._reader.count_rows(request))
+        except Exception as error:  # raising would fail every request
+            self._pb.Logger.log_error(f"committee: metrics: {type(error).__name__}: {error}")
+        return response
 
 
 @dataclass(eq=False)

@@ -60,6 +60,7 @@ class PendingRequest:
     count: int  # number of rows
     unanswered: int  # rows without an answer
     partial_outputs: Columns | None = None  # answers so far, made where not all rows are answered at once
+    popped_by: int | None = None  # the thread that has to answer it
 
     def time_left_ns(self, now_ns: int) -> int | None:
         """Time until the point in Unix time that it named as its deadline; None where it named none."""
@@ -85,6 +86,7 @@ class PendingRequests:
 
     def __init__(self) -> None:
         self._by_token: dict[int, PendingRequest] = {}
+        self._popped: dict[int, PendingRequest] = {}  # those whose answer is not out yet
         self._deadlines_ns: dict[int, int] = {}  # by token
 
     def __contains__(self, request: PendingRequest) -> bool:
@@ -109,7 +111,21 @@ class PendingRequests:
         """Takes a request out, which is then the caller's to answer; False where somebody else has done so."""
         if request.deadline_ns is not None:
             self._deadlines_ns.pop(request.token, None)
-        return self._by_token.pop(request.token, None) is not None
+        if self._by_token.pop(request.token, None) is None:
+            return False
+        request.popped_by = threading.get_ident()
+        self._popped[request.token] = request
+        return True
+
+    def answered(self, tokens: Iterable[int]) -> None:
+        """The answers of requests that were popped are out."""
+        for token in tokens:
+            self._popped.pop(token, None)
+
+    def lost(self) -> list[PendingRequest]:
+        """What this thread has popped and not answered, because of an error in between."""
+        own = threading.get_ident()
+        return [one for one in list(self._popped.values()) if one.popped_by == own]
 
     def watch_deadlines(self, requests: Iterable[PendingRequest]) -> None:
         """From now on `late` names these when their time has come."""
@@ -344,6 +360,13 @@ class Responder:
         """A response that carries an error code, by its name in TritonError; the log has faults of ours whole."""
         if code == INTERNAL:
             message = for_clients(message)
+        try:
+            return self._error(message, code)
+        except Exception as error:  # for want of memory, say; once more, since the client must hear something
+            self._pb.Logger.log_error(f"committee: error response: {type(error).__name__}: {error}")
+            return self._error(message, code)
+
+    def _error(self, message: str, code: str) -> Any:
         number = getattr(self._pb.TritonError, code, self._pb.TritonError.INTERNAL)
         return self._pb.InferenceResponse(output_tensors=[], error=self._pb.TritonError(message, number))
 

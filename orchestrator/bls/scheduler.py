@@ -214,6 +214,10 @@ class Scheduler:
                 self._run.abandon(batch.slots)
             return replies
 
+    def lost(self, message: str) -> list[Reply]:
+        """Refuses what this thread took upon itself to answer before an error of ours."""
+        return [Reply(request, None, message, INTERNAL) for request in self._pending.lost()]
+
     def cancel(self, request: PendingRequest) -> list[Reply]:
         """Gives up the rows of a request whose client went away."""
         with self._lock:
@@ -396,10 +400,7 @@ class Workers:
                 if not self._ask(batch):
                     return
             except Exception as error:  # the rows held must still be answered
-                text = f"{type(error).__name__}: {error}"
-                self.log(f"committee: worker: {text}")
-                if batch is not None:
-                    self._send_all(self.scheduler.fail_batch(batch, f"cascade failed: {text}"))
+                self._answer_failed(error, batch)
 
     def _ask(self, batch: StageBatch) -> bool:
         """Asks the members about a batch; returns whether its rows were still this worker's to deal with."""
@@ -426,7 +427,9 @@ class Workers:
                     looked_s = time.monotonic()
                     self._look_after_rows()
             except Exception as error:  # the clock must go on for everybody else
-                self.log(f"committee: deadline clock: {type(error).__name__}: {error}")
+                text = f"{type(error).__name__}: {error}"
+                self.log(f"committee: deadline clock: {text}")
+                self._send_all(self.scheduler.lost(f"cascade failed: {text}"))
 
     def _look_after_rows(self) -> None:
         """Deals with what has waited too long, and with requests whose clients went away."""
@@ -447,9 +450,7 @@ class Workers:
         try:
             self._send_all(self.scheduler.feed(batch, outputs))
         except Exception as error:  # the rows must still be answered
-            text = f"{type(error).__name__}: {error}"
-            self.log(f"committee: worker: {text}")
-            self._send_all(self.scheduler.fail_batch(batch, f"cascade failed: {text}"))
+            self._answer_failed(error, batch)
 
     def _send_all(self, replies: list[Reply]) -> None:
         if not replies:
@@ -459,5 +460,23 @@ class Workers:
         for reply in replies:
             try:
                 self.send(reply)
-            except Exception as error:  # the others were popped as well, and nobody else answers them
-                self.log(f"committee: an answer was not sent: {type(error).__name__}: {error}")
+            except Exception as error:  # the others must get theirs
+                self._send_failure(reply, f"{type(error).__name__}: {error}")
+
+    def _send_failure(self, reply: Reply, text: str) -> None:
+        """A last try, without what could not be sent."""
+        try:
+            self.log(f"committee: worker: {text}")
+            self.send(Reply(reply.request, None, f"cascade failed: {text}", INTERNAL))
+        except Exception as error:  # it counts as lost until this thread answers what it has lost
+            self.log(f"committee: an answer was not sent: {type(error).__name__}: {error}")
+
+    def _answer_failed(self, error: Exception, batch: StageBatch | None) -> None:
+        """Answers the requests of a batch, and what this thread had begun to answer, after an error of ours."""
+        text = f"{type(error).__name__}: {error}"
+        self.log(f"committee: worker: {text}")
+        message = f"cascade failed: {text}"
+        if batch is not None:
+            self.scheduler.fail_batch(batch, message)
+        # What the line above gives is among them: this thread has popped it and not answered it.
+        self._send_all(self.scheduler.lost(message))

@@ -1,6 +1,7 @@
 """Faults cost the request they were met with and no other; a row that breaks its batch fails its own request."""
 
 import dataclasses
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.bls.requests import Reply
+from orchestrator.bls import door
+from orchestrator.bls.metrics import Counters
+from orchestrator.bls.requests import Reply, Responder
+from orchestrator.bls.scheduler import Scheduler
 from orchestrator.decision import StageOutcome
-from orchestrator.spec import CascadeSpec, FusedPrefix, Member, Stage
+from orchestrator.spec import CascadeSpec, FusedPrefix, Limits, Member, Stage
 from orchestrator.spec.answer import ANSWER_COLUMNS, DEGRADED
 from tests.bls.fixtures import (
     EASY,
@@ -21,6 +25,7 @@ from tests.bls.fixtures import (
     answers_of,
     ask_all,
     asking,
+    eventually,
     large,
     loaded,
     rows_of,
@@ -282,3 +287,56 @@ def test_further_calls_are_counted_and_a_member_that_is_not_there_gets_none(tmp_
 
 
 NOT_READY = "Failed for execute the inference request. Model 'small' is not ready.; try again"
+
+
+# Where an error of ours may come up while requests are answered that their thread has popped already.
+STEPS = {
+    "refusing": (Responder, "_error"),
+    "answering": (Responder, "response"),
+    "early": (Responder, "early_responses"),
+    "sending": (Responder, "send"),
+    "settling": (Scheduler, "_settle"),
+    "failing": (Scheduler, "_fail"),
+    "counting": (Counters, "refused"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("is_after", [False, True])
+def test_an_error_while_requests_are_answered_leaves_none_without_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, at: int, is_after: bool
+) -> None:
+    monkeypatch.setattr(door, "MOST_WAIT_S", 0.0)
+    kind, name = STEPS[step]
+    does, calls, gate = getattr(kind, name), itertools.count(1), threading.Event()
+
+    def failing_once(self: object, *arguments: Any, **named: Any) -> Any:
+        is_hit = next(calls) == at
+        if is_hit and not is_after:
+            raise MemoryError("no memory")
+        found = does(self, *arguments, **named)
+        if is_hit:
+            raise MemoryError("no memory")
+        return found
+
+    def last(rows: np.ndarray) -> np.ndarray:
+        gate.wait(10)
+        if (rows[:, K] == BAD).any():
+            raise RuntimeError("it cannot take that row")
+        return large(rows)
+
+    with loaded(tmp_path, usual(large=last), two_stages(limits=Limits(max_deferred_rows=3))) as model:
+        batches = [
+            [asking(HARD), asking(bad(HARD, K)), asking(EASY)],
+            [asking(HARD, deadline_us=20_000), asking(HARD), asking(EASY, EASY), asking(HARD)],
+            [asking(bad(HARD, K), HARD), asking(EASY, max_stage=0), asking(HARD, deadline_at_us=1)],
+        ]
+        monkeypatch.setattr(kind, name, failing_once)
+        listed = [model.execute(requests) or [None] * len(requests) for requests in batches]
+        gate.set()
+        for requests, responses in zip(batches, listed, strict=True):
+            for request, response in zip(requests, responses, strict=True):
+                assert wait_for(request, response, 2) is not None
+        eventually(lambda: not model._held._tokens and not model._pending and not model._pending._popped)
+        eventually(lambda: model._scheduler._run.rows_in_table == 0)
