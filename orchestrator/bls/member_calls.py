@@ -345,9 +345,11 @@ class MemberCalls:
     def _ask_for(self, call: StageCall, place: int, *, tensor: Any | None, owners: Owners | None) -> None:
         """Asks a member for a call, and keeps what it says where the call still stands."""
         output, failed, is_certain = self._ask_member(call, place, tensor=tensor, owners=owners)
-        if not call.is_given_up:  # else its failure has been noted already
-            failure = next(iter(failed.values()), "")
-            self._breakers.note(place, call.rows, output, failure=failure, is_certain=is_certain)
+        failure = next(iter(failed.values()), "")
+        note = partial(self._breakers.note, place, call.rows, output, failure=failure, is_certain=is_certain)
+        # A failure is noted before its rows are answered, so that who asks again finds the breaker as it is then.
+        if output is None and not call.is_given_up:
+            note()
         who = f"stage {call.stage} member {self._members[place].name}" if failed else ""
         errors = {(place, row): f"{who}: {text}" for row, text in failed.items()}
         with self._lock:
@@ -357,6 +359,8 @@ class MemberCalls:
             call.said[place] = output, errors
             if call.ready is not None and len(call.said) == len(self._places[call.stage]):
                 call.ready.release()
+        if output is not None:  # while the thread that waits wakes up
+            note()
 
     def _outputs_of(self, call: StageCall) -> MemberOutputs:
         said = [call.said[place] for place in self._places[call.stage]]

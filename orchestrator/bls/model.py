@@ -26,7 +26,6 @@ from orchestrator.bls.requests import (
     INTERNAL,
     LATE,
     UNAVAILABLE,
-    HeldRequests,
     PendingRequest,
     PendingRequests,
     Reply,
@@ -98,7 +97,7 @@ class CascadeModel:
         self._calls = calls = MemberCalls(
             pb, spec, metrics, versions=watch.versions, may_ask_prefix=watch.may_ask_prefix
         )
-        self._pending, self._held = pending, HeldRequests()
+        self._pending = pending
         # Triton is the parent of the processes that its Python models run in.
         self._drain = DrainMark(spec.name, os.getppid())
         self._scheduler = scheduler = Scheduler(spec, run, pending=pending, metrics=metrics)
@@ -167,7 +166,6 @@ class CascadeModel:
     def _answers(self, batch: list[PendingRequest], rows: Rows) -> list[tuple[int, Any]]:
         """The responses that are decided once stage 0 has been asked, each with the place of its request."""
         answered: list[tuple[PendingRequest, Any]] = []
-        self._held.add([one.token for one in batch])
         try:
             answered.extend(self._stage0.answer(batch, rows))
         except Exception as error:  # raising would fail every request, also those answered already
@@ -181,18 +179,14 @@ class CascadeModel:
             self._scheduler.batch_finished()
         now_ns = time.monotonic_ns()
         self._metrics.latencies([now_ns - one.arrived_ns for one, _ in answered])
-        self._are_answered([one.token for one, _ in answered])
+        self._pending.answered([one.token for one, _ in answered])
         return [(one.place, response) for one, response in answered]
 
     def _send(self, reply: Reply) -> None:
         if self._watch.fault is not None and reply.columns is not None:
             reply = Reply(reply.request, None, *self._unavailable())
         self._responder.send(reply)
-        self._are_answered([reply.request.token])
-
-    def _are_answered(self, tokens: Sequence[int]) -> None:
-        self._pending.answered(tokens)
-        self._held.remove(tokens)
+        self._pending.answered([reply.request.token])
 
     def _unavailable(self) -> tuple[str, str]:
         if self._drain.is_set:
@@ -244,8 +238,7 @@ class Stage0:
         has_deadlines = any(one.deadline_ns is not None for one in batch)
         may_shrink = has_deadlines or self._has_gears
         inputs = {one.token: (one.tensor, one.rows) for one in batch} if may_shrink else {}
-        for one in batch:
-            self.pending.add(one)
+        self.pending.add(batch)
         if may_shrink:
             yield from self._refuse_late(batch)
             if has_deadlines:

@@ -78,15 +78,16 @@ class PendingRequest:
 
 
 class PendingRequests:
-    """Requests without an answer. Whoever pops one answers it, so each is answered exactly once.
+    """Requests that are not answered yet. Whoever pops one answers it, so each is answered exactly once.
 
     `add` and `pop` are single operations of a dict, which threads see as a whole, and need no lock. The clock's
     thread walks through the deadlines that are watched: a watched request is popped under the scheduler's lock.
     """
 
     def __init__(self) -> None:
-        self._by_token: dict[int, PendingRequest] = {}
-        self._popped: dict[int, PendingRequest] = {}  # those whose answer is not out yet
+        self._by_token: dict[int, PendingRequest] = {}  # those that nobody has popped
+        self._held: dict[int, PendingRequest] = {}  # those whose answer is not out yet
+        self._number = number_of_held_requests()
         self._deadlines_ns: dict[int, int] = {}  # by token
 
     def __contains__(self, request: PendingRequest) -> bool:
@@ -103,9 +104,12 @@ class PendingRequests:
         """Every request that waits."""
         return list(self._by_token.values())
 
-    def add(self, request: PendingRequest) -> None:
-        """Keeps a request until it is popped."""
-        self._by_token[request.token] = request
+    def add(self, requests: Iterable[PendingRequest]) -> None:
+        """Keeps requests until they are popped."""
+        by_token = {one.token: one for one in requests}
+        self._held.update(by_token)
+        self._count()
+        self._by_token.update(by_token)
 
     def pop(self, request: PendingRequest) -> bool:
         """Takes a request out, which is then the caller's to answer; False where somebody else has done so."""
@@ -114,18 +118,23 @@ class PendingRequests:
         if self._by_token.pop(request.token, None) is None:
             return False
         request.popped_by = threading.get_ident()
-        self._popped[request.token] = request
         return True
 
     def answered(self, tokens: Iterable[int]) -> None:
         """The answers of requests that were popped are out."""
         for token in tokens:
-            self._popped.pop(token, None)
+            self._held.pop(token, None)
+        self._count()
 
     def lost(self) -> list[PendingRequest]:
         """What this thread has popped and not answered, because of an error in between."""
         own = threading.get_ident()
-        return [one for one in list(self._popped.values()) if one.popped_by == own]
+        return [one for one in list(self._held.values()) if one.popped_by == own]
+
+    def _count(self) -> None:
+        # Threads may store in another order than they counted in, so each one counts again after it has stored.
+        while self._number[0] != (number := len(self._held)):
+            self._number[0] = number
 
     def watch_deadlines(self, requests: Iterable[PendingRequest]) -> None:
         """From now on `late` names these when their time has come."""
@@ -144,29 +153,6 @@ class PendingRequests:
         for token in tokens:
             del self._deadlines_ns[token]
         return [self._by_token[token] for token in tokens if token in self._by_token]
-
-
-class HeldRequests:
-    """The requests, by token, that this process has taken and not yet answered; used from several threads."""
-
-    def __init__(self) -> None:
-        self._tokens: set[int] = set()
-        self._number = number_of_held_requests()
-
-    def add(self, tokens: Iterable[int]) -> None:
-        """Notes requests, before any of them can be answered."""
-        self._tokens.update(tokens)
-        self._write()
-
-    def remove(self, tokens: Iterable[int]) -> None:
-        """Forgets requests whose responses are out of the model's hands."""
-        self._tokens.difference_update(tokens)
-        self._write()
-
-    def _write(self) -> None:
-        # Threads may store in another order than they counted in, so each one counts again after it has stored.
-        while self._number[0] != (number := len(self._tokens)):
-            self._number[0] = number
 
 
 class RequestReader:

@@ -338,5 +338,5 @@ def test_an_error_while_requests_are_answered_leaves_none_without_an_answer(
         for requests, responses in zip(batches, listed, strict=True):
             for request, response in zip(requests, responses, strict=True):
                 assert wait_for(request, response, 2) is not None
-        eventually(lambda: not model._held._tokens and not model._pending and not model._pending._popped)
+        eventually(lambda: not model._pending and not model._pending._held)
         eventually(lambda: model._scheduler._run.rows_in_table == 0)

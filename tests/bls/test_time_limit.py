@@ -233,7 +233,7 @@ def test_the_server_is_not_asked_about_a_request_while_its_answer_is_sent(tmp_pa
 
         request.is_cancelled = is_cancelled  # type: ignore[method-assign]
         (pending,), _, _ = model._reader.read_all([request])
-        model._pending.add(pending)
+        model._pending.add([pending])
         found: list[bool] = []
         asks = threading.Thread(target=lambda: found.append(responder.is_cancelled(pending)))
         asks.start()
