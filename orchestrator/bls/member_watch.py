@@ -161,6 +161,8 @@ class MemberProbes:
                 until_s = math.inf
                 text = "refuses the first request's row, so that it is watched by its files only"
                 self.pb.Logger.log_warn(f"committee: {name} {text}: {said.text}")
+        if said.is_absent:
+            until_s = ended_s  # the cascade answers nothing until it is back
         return Probe(None, said.is_absent, began_s, until_s)
 
 

@@ -195,6 +195,18 @@ def test_a_version_that_the_server_no_longer_has_ready_stops_the_answers(tmp_pat
         until(model, answered)
 
 
+def test_a_version_that_is_away_is_asked_at_every_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = usual()
+    with running(tmp_path, server, spec_with(version=1)) as model:
+        assert answered(ask(model, EASY))
+        server.versions["large"] = {2}
+        until(model, refused)
+        monkeypatch.setattr(member_watch, "PROBE_S", 60.0)
+        time.sleep(0.2)  # long enough for a probe, after which the next one would come in a minute
+        server.versions["large"] = {1, 2}
+        until(model, answered)
+
+
 def test_a_server_that_still_answers_from_the_other_file_is_not_believed(tmp_path: Path) -> None:
     loaded_weights = {"sign": 1.0}
     server = usual(small=lambda rows: small(rows) * np.float32(loaded_weights["sign"]))
