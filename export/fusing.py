@@ -125,7 +125,7 @@ def fuse(
             data_files={f"1/{file}": digest for file, digest in stored.data_files.items()},
             source=f"python -m export fuse, {fusion.combine} of {weighed}",
             opset=opset_of(model),
-            input=manifests[0].input,
+            inputs=(manifests[0].input,),
             output=TensorSpec(name=name, dtype="FP32", dims=manifests[0].output.dims),
             output_kind=kind,
             # Shared image processing is in the graph once, and counted once.

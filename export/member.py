@@ -210,7 +210,7 @@ def _manifest(
         source=subject,
         precision="fp32",
         opset=opset_of(model),
-        input=tensor,
+        inputs=(tensor,),
         output=output,
         output_kind=kind,
         parameters=parameters_of(model),

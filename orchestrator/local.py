@@ -122,11 +122,12 @@ def _session(folder: Path, manifest: Manifest, threads: int, providers: Sequence
 def _classes(path: Path, manifest: Manifest, session: Any) -> int:
     """Compares the session's tensors with the manifest's, and gives the number of classes."""
     inputs = [tensor.name for tensor in session.get_inputs()]
+    wanted = [tensor.name for tensor in manifest.inputs]
     shapes = {tensor.name: tensor.shape for tensor in session.get_outputs()}
-    wanted, output = manifest.input.name, manifest.output
-    if inputs != [wanted] or output.name not in shapes:
+    output = manifest.output
+    if sorted(inputs) != sorted(wanted) or output.name not in shapes:
         got = f"inputs {', '.join(inputs)} and outputs {', '.join(shapes)}"
-        raise _broken(path, got=got, expected=f"{wanted} and {output.name} as in {MANIFEST}")
+        raise _broken(path, got=got, expected=f"{', '.join(wanted)} and {output.name} as in {MANIFEST}")
     shape, size = shapes[output.name], output.dims[0] if len(output.dims) == 1 else 0
     if len(shape) != 2 or size < 1 or (isinstance(shape[1], int) and shape[1] != size):
         got = f"output {output.name} of shape {shape}, in {MANIFEST} {list(output.dims)}"

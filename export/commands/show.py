@@ -64,7 +64,8 @@ def _lines(m: Manifest) -> Iterator[tuple[str, str]]:
     if m.random_weights:
         yield "weights", "RANDOM, never trained: its answers mean nothing"
     yield "precision", f"{m.precision}, opset {m.opset}" if m.opset else m.precision
-    yield "input", f"{m.input.name} {m.input.dtype} {list(m.input.dims)}"
+    for one in m.inputs:
+        yield "input", f"{one.name} {one.dtype} {list(one.dims)}"
     classes = f" ({', '.join(m.labels[:4])}{', ...' if len(m.labels) > 4 else ''})" if m.labels else ""
     yield "output", f"{m.output.name} {m.output.dtype} {list(m.output.dims)} {m.output_kind}{classes}"
     yield "parameters", f"{m.parameters:,}"

@@ -229,14 +229,14 @@ def _local(
 
 
 def _info(manifest: Manifest, classes: int) -> ModelInfo:
-    taken = TensorInfo(name=manifest.input.name, dtype=manifest.input.dtype, shape=(-1, *manifest.input.dims))
+    taken = (TensorInfo(name=one.name, dtype=one.dtype, shape=(-1, *one.dims)) for one in manifest.inputs)
     given = TensorInfo(name=manifest.output.name, dtype="FP32", shape=(-1, classes))
     return ModelInfo(
         name=manifest.name,
         platform="onnxruntime",
         versions=(manifest.file.partition("/")[0],),
         max_batch_size=manifest.max_batch_size,
-        inputs=(taken,),
+        inputs=tuple(taken),
         outputs=(given,),
     )
 

@@ -84,7 +84,7 @@ def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
         name=manifest.name,
         backend=backend,
         max_batch_size=manifest.max_batch_size,
-        input=[_input(manifest.input)],
+        input=[_input(one) for one in manifest.inputs],
         output=[pb.ModelOutput(name=output.name, data_type=triton_type(output.dtype), dims=output.dims)],
         instance_group=[_instances("gpu" if on_gpu else "cpu")],
         dynamic_batching=pb.ModelDynamicBatching(),
@@ -105,13 +105,14 @@ def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
         config.parameters["cudnn_conv_algo_search"].string_value = HEURISTIC
     # No `cc_model_filenames`: engines are built where they are served, so a folder holds the engine of its own
     # GPU, which the manifest names.
-    if -1 not in manifest.input.dims:  # Triton can warm up with fixed shapes only
+    if all(-1 not in one.dims for one in manifest.inputs):  # Triton can warm up with fixed shapes only
         sizes = {_smallest_batch(manifest), *([manifest.max_batch_size] if on_gpu else [])}
-        tensor = config.input[0]
-        zeros = pb.ModelWarmup.Input(data_type=tensor.data_type, dims=tensor.dims, zero_data=True)
+        zeros = {
+            one.name: pb.ModelWarmup.Input(data_type=one.data_type, dims=one.dims, zero_data=True)
+            for one in config.input
+        }
         config.model_warmup.extend(
-            pb.ModelWarmup(name=f"batch_{size}", batch_size=size, count=1, inputs={tensor.name: zeros})
-            for size in sorted(sizes)
+            pb.ModelWarmup(name=f"batch_{size}", batch_size=size, count=1, inputs=zeros) for size in sorted(sizes)
         )
     return config
 

@@ -47,7 +47,7 @@ Agree = Callable[[Sequence[int], Sequence[int]], bool]
 _FROM_ONNX: dict[int, str] = {
     **{number: dtype for dtype, number in ONNX_TYPES.items()},
     TensorProto.BFLOAT16: "BF16",
-    TensorProto.STRING: "BYTES",
+    TensorProto.STRING: "STRING",
 }
 
 
@@ -80,7 +80,7 @@ def equals(config: Sequence[int], graph: Sequence[int]) -> bool:
 
 def _stated(entry: Any, dims: Iterable[int]) -> Tensor:
     dtype = DataType.Name(entry.data_type).removeprefix("TYPE_")
-    return Tensor(name=entry.name, dtype="BYTES" if dtype == "STRING" else dtype, dims=tuple(dims))
+    return Tensor(name=entry.name, dtype=dtype, dims=tuple(dims))
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:
@@ -172,7 +172,7 @@ def facts_of_member(folder: Path) -> MemberFacts:
 def facts_of_manifest(manifest: Manifest) -> MemberFacts:
     """What a manifest says of requests to an exported member; its configuration decides the instances."""
     return MemberFacts(
-        inputs={manifest.input.name: manifest.input},
+        inputs={one.name: one for one in manifest.inputs},
         outputs={manifest.output.name: manifest.output},
         max_batch_size=manifest.max_batch_size,
         instances=None,

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import SpecError, shown
+from orchestrator.errors import RepositoryError, SpecError, repeated, shown
 from orchestrator.spec.documents import json_from_text, text_from_json, text_of_file
 from orchestrator.spec.output_kind import OUTPUT_KINDS
-from orchestrator.spec.request import Preprocess
+from orchestrator.spec.request import INPUT_DTYPES, Preprocess
 from orchestrator.spec.validation import (
     MOST_COUNTED,
     MOST_PX,
@@ -16,6 +16,7 @@ from orchestrator.spec.validation import (
     MOST_SIZE,
     VALUES,
     Faults,
+    array_of,
     built,
     is_finite,
     object_of,
@@ -61,8 +62,8 @@ class Manifest:
     source: str  # where the model came from, in words with which a person can fetch it again
     precision: str  # one of PRECISIONS
     opset: int | None  # ONNX opset; None for other formats
-    input: TensorSpec  # its tensors
-    output: TensorSpec  # its tensors
+    inputs: tuple[TensorSpec, ...]  # its tensors, a dim of -1 being a length that varies from row to row
+    output: TensorSpec  # the scores, one per class
     output_kind: str  # "logits" or "probabilities"
     parameters: int  # number of trained parameters
     macs: float  # multiply-accumulates per row
@@ -110,6 +111,9 @@ class Manifest:
         for key, path in (("file", self.file), *(("data_files", path) for path in beside)):
             outside = isinstance(path, str) and (path.startswith("/") or "\0" in path or ".." in Path(path).parts)
             faults.check(key, not outside, f"got {shown(path)}, expected a path inside the member's folder")
+        faults.check("inputs", len(self.inputs) > 0, "got none, expected at least one tensor")
+        twice = ", ".join(repeated(tensor.name for tensor in self.inputs))
+        faults.check("inputs", not twice, f"got {twice} more than once, expected different names")
         faults.one_of("precision", self.precision, PRECISIONS)
         faults.one_of("output_kind", self.output_kind, OUTPUT_KINDS)
         faults.integer("parameters", self.parameters, low=0, high=MOST_COUNTED)
@@ -126,6 +130,21 @@ class Manifest:
         for version, proof in self.runtimes.items() if isinstance(self.runtimes, dict) else ():
             faults.check(f"runtimes.{version}", _is_proof(proof), f"got {shown(proof)}, expected {_PROOF}")
         faults.close()
+
+    @property
+    def input(self) -> TensorSpec:
+        """The only input of a member that takes one tensor of numbers and fixed size.
+
+        Raises:
+            RepositoryError: the member takes several tensors, text, or rows whose length varies.
+        """
+        first = self.inputs[0]
+        if len(self.inputs) == 1 and first.dtype in INPUT_DTYPES and -1 not in first.dims:
+            return first
+        got = ", ".join(f"{one.name} {one.dtype} {list(one.dims)}" for one in self.inputs)
+        raise RepositoryError(
+            f"inputs of member {self.name}", got=got, expected="one tensor of numbers with fixed dims for this"
+        )
 
 
 def _is_proof(value: object) -> bool:
@@ -148,8 +167,11 @@ def manifest_from_path(path: Path) -> Manifest:
     if not isinstance(value, dict) or value.pop("format", None) != MANIFEST_FORMAT:
         message = f"expected an object with format {MANIFEST_FORMAT}"
         raise SpecError(str(path), {"format": message}, fix="export the member again")
+    if "input" in value and "inputs" not in value:
+        # Members that were exported when every member had one input.
+        value["inputs"] = [value.pop("input")]
     tensor = object_of(TensorSpec, dims=VALUES)
-    convert = {"input": tensor, "output": tensor, "preprocess": object_of(Preprocess)}
+    convert = {"inputs": array_of(tensor), "output": tensor, "preprocess": object_of(Preprocess)}
     return built(Manifest, value, str(path), {**convert, "labels": VALUES, "processor_flags": VALUES})
 
 

@@ -199,7 +199,7 @@ def _manifest(network: Network, model: onnx.ModelProto, data: bytes) -> Manifest
         source=f"random convolutional network of the bench, seed {network.seed}",
         precision="fp32",
         opset=OPSET,
-        input=IMAGE,
+        inputs=(IMAGE,),
         output=TensorSpec(name="logits", dtype="FP32", dims=(CLASSES,)),
         output_kind="logits",
         parameters=parameters_of(model),

@@ -175,7 +175,7 @@ def _export_one(
         rows.images[:128],
         name=name,
         source="python -m perf digits",
-        input=TensorSpec(name="image", dtype="FP32", dims=(1, 8, 8)),
+        inputs=(TensorSpec(name="image", dtype="FP32", dims=(1, 8, 8)),),
         output=TensorSpec(name="logits", dtype="FP32", dims=(10,)),
         training=training_settings(name, seed),
         labels=tuple(str(digit) for digit in range(10)),

@@ -394,7 +394,7 @@ def _write(
         data.part.images[:_PARITY_ROWS],
         name=member.name,
         source="python -m perf glyphs",
-        input=TensorSpec(name="image", dtype="UINT8", dims=(1, SIDE_PX, SIDE_PX)),
+        inputs=(TensorSpec(name="image", dtype="UINT8", dims=(1, SIDE_PX, SIDE_PX)),),
         output=TensorSpec(name="logits", dtype="FP32", dims=(len(CLASSES),)),
         training=settings,
         labels=CLASSES,

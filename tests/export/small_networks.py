@@ -92,7 +92,7 @@ SCORES = TensorSpec(name="logits", dtype="FP32", dims=(CLASSES,))
 def add_image_member(repository: Path, name: str, *, seed: int = 0, side: int = 12, **changes: Any) -> Member:
     """An image member on disk."""
     model = image_model(seed, side)
-    return add_member(repository, name, model=model, input=IMAGE_INPUT, output=SCORES, **changes)
+    return add_member(repository, name, model=model, inputs=(IMAGE_INPUT,), output=SCORES, **changes)
 
 
 def answers(model: onnx.ModelProto | Path, rows: np.ndarray, output: str | None = None) -> np.ndarray:

@@ -110,7 +110,7 @@ def test_the_fused_average_is_the_decision_cores_for_any_scores(data: st.DataObj
         manifest = manifest_of(
             member.name,
             "0" * 64,
-            input=TensorSpec(name="x", dtype="FP32", dims=(width,)),
+            inputs=(TensorSpec(name="x", dtype="FP32", dims=(width,)),),
             output=TensorSpec(name="logits", dtype="FP32", dims=(classes,)),
             output_kind=member.output_kind,
         )
@@ -136,7 +136,7 @@ def test_members_that_rule_out_different_classes_are_no_failure() -> None:
     columns = ([0, 1], [2, 3])
     members = tuple(Member(name=f"m{i}", output="logits") for i in range(2))
     parts = [
-        ReadMember(manifest_of(m.name, "0" * 64, input=source, output=made), selection(c, width=4))
+        ReadMember(manifest_of(m.name, "0" * 64, inputs=(source,), output=made), selection(c, width=4))
         for m, c in zip(members, columns, strict=True)
     ]
     got = answers(fused_model(Fusion(name="f", members=members, combine="mean_logit"), parts), x)
@@ -252,7 +252,7 @@ def test_every_disagreement_of_the_members_is_named_at_once(tmp_path: Path) -> N
     fusion = two(
         tmp_path,
         model=model,
-        input=TensorSpec(name="pixels", dtype="FP16", dims=(5,)),
+        inputs=(TensorSpec(name="pixels", dtype="FP16", dims=(5,)),),
         output=TensorSpec(name="logits", dtype="INT32", dims=(4,)),
     )
     with pytest.raises(ExportError) as error:

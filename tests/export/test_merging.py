@@ -21,7 +21,7 @@ from tests.repository.builders import manifest_of
 
 def fused_images(sides: list[int]) -> tuple[onnx.ModelProto, list[onnx.ModelProto]]:
     models = [image_model(seed, side) for seed, side in enumerate(sides)]
-    manifests = [manifest_of(f"m{i}", "0" * 64, input=IMAGE_INPUT, output=SCORES) for i in range(len(sides))]
+    manifests = [manifest_of(f"m{i}", "0" * 64, inputs=(IMAGE_INPUT,), output=SCORES) for i in range(len(sides))]
     members = tuple(Member(name=m.name, output="logits", weight=1 + i) for i, m in enumerate(manifests))
     fusion = Fusion(name="images", members=members, combine="mean_logit")
     parts = [ReadMember(*pair) for pair in zip(manifests, models, strict=True)]
@@ -85,7 +85,7 @@ def test_only_what_is_the_same_operation_on_the_same_values_is_shared(
         TensorSpec(name="logits", dtype="FP32", dims=(3,)),
     )
     parts = [
-        ReadMember(manifest_of(f"m{i}", "0" * 64, input=source, output=made), model)
+        ReadMember(manifest_of(f"m{i}", "0" * 64, inputs=(source,), output=made), model)
         for i, model in enumerate(models)
     ]
     members = tuple(Member(name=f"m{i}", output="logits") for i in range(2))

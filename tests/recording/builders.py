@@ -53,7 +53,7 @@ def write_member(
         "name": name, "file": "1/model.onnx", "sha256": hashlib.sha256(data).hexdigest(), "source": "made up",
         "precision": "fp32", "opset": 18, "output_kind": "logits", "parameters": weights.size,
         "macs": weights.size,
-        "input": TensorSpec(name="image", dtype="UINT8", dims=(3, side, side)),
+        "inputs": (TensorSpec(name="image", dtype="UINT8", dims=(3, side, side)),),
         "output": TensorSpec(name="logits", dtype="FP32", dims=(classes,)),
         "macs_counter": "by hand", "labels": NAMES if classes == 3 else None, "preprocess": PREPROCESS,
     }  # fmt: skip

@@ -20,6 +20,21 @@ CLASSES = 3
 DIMS = (4,)
 MAX_BATCH = 8
 PIXELS = TensorSpec(name="pixels", dtype="FP32", dims=DIMS)  # an input of another name than the cascade's
+# What a model of tokens takes: as many of both as a row has.
+TOKENS = tuple(TensorSpec(name=name, dtype="INT64", dims=(-1,)) for name in ("input_ids", "attention_mask"))
+
+
+def token_model(seed: int, *, classes: int = CLASSES) -> onnx.ModelProto:
+    """logits = the mean of (id x mask), times a weight per class."""
+    weights = np.random.default_rng(seed).normal(size=(1, classes)).astype(np.float32)
+    nodes = [
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["kept"]),
+        helper.make_node("Cast", ["kept"], ["numbers"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["numbers", "axis"], ["mean"], keepdims=1),
+        helper.make_node("MatMul", ["mean", "w"], ["logits"]),
+    ]
+    takes = {one.name: (onnx.TensorProto.INT64, ["n", "length"]) for one in TOKENS}
+    return model_of(nodes, takes, {"logits": ["n", classes]}, {"w": weights, "axis": np.array([1], np.int64)})
 
 
 def linear_model(seed: int, *, classes: int = CLASSES, batch: str | int = "n", **names: str) -> onnx.ModelProto:
@@ -38,7 +53,7 @@ def manifest_of(name: str, sha256: str, **changes: Any) -> Manifest:
         source="a test",
         precision="fp32",
         opset=18,
-        input=TensorSpec(name="x", dtype="FP32", dims=DIMS),
+        inputs=(TensorSpec(name="x", dtype="FP32", dims=DIMS),),
         output=TensorSpec(name="logits", dtype="FP32", dims=(CLASSES,)),
         output_kind="logits",
         parameters=12,

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import CommitteeError, RepositoryError
+from orchestrator.pbtxt import config_from_path, text_from_config
 from orchestrator.repository.check import check
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble, render_member
 from orchestrator.spec import Fit, Member, Stage, cascade_from_path, json_from_cascade
-from tests.repository.builders import PIXELS, add_member, linear_model, render_output, spec_of
+from tests.repository.builders import PIXELS, TOKENS, add_member, linear_model, render_output, spec_of, token_model
 from tests.repository.faults import FAULTS, TOGETHER, Spoil, edit, has
 
 
@@ -56,7 +57,7 @@ def test_members_are_reported_once_however_many_plans_share_them(repository: Pat
 def test_what_only_costs_time_or_deserves_a_look_is_a_note(tmp_path: Path) -> None:
     repository = tmp_path / "model_repository"
     random = add_member(repository, "random", random_weights=True)
-    other = add_member(repository, "other", model=linear_model(2, input="pixels"), input=PIXELS)
+    other = add_member(repository, "other", model=linear_model(2, input="pixels"), inputs=(PIXELS,))
     spec = spec_of(dataclasses.replace(random, cost=5.0, instances=3), dataclasses.replace(other, input="pixels"))
     fit = Fit(
         data_sha256="0" * 64, rows=9, split="plan", target="x", accuracy=None, accuracy_ci95=None,
@@ -312,3 +313,15 @@ def test_classes_that_the_file_leaves_free_but_its_operators_fix_are_those_of_th
     assert onnxruntime.InferenceSession(path).get_outputs()[0].shape == ["n", 3]
     report = check(repository)
     assert not has(report, "small", "config.pbtxt output logits"), report.faults
+
+
+def test_a_member_of_several_inputs_passes_and_one_that_lacks_some_does_not(tmp_path: Path) -> None:
+    add_member(tmp_path, "text", model=token_model(1), inputs=TOKENS)
+    assert check(tmp_path)
+    path = tmp_path / "text/config.pbtxt"
+    config = config_from_path(path)
+    config.input[1].name = "mask"
+    path.write_text(text_from_config(config))
+    report = check(tmp_path)
+    assert has(report, "text", "config.pbtxt input mask", "got mask, expected one of input_ids, attention_mask")
+    assert has(report, "text", "config.pbtxt input", "lacks attention_mask")

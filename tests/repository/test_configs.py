@@ -14,7 +14,7 @@ from orchestrator.repository.configs import (
 )
 from orchestrator.spec import Member, Stage, TensorSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
-from tests.repository.builders import manifest_of, spec_of
+from tests.repository.builders import TOKENS, manifest_of, spec_of
 
 SPEC = spec_of(Member(name="small", output="logits"), Member(name="large", output="scores", input="pixels"))
 ONE_STAGE = dataclasses.replace(SPEC, stages=(Stage(members=SPEC.members),))
@@ -84,7 +84,20 @@ def test_the_gpu_flavour_differs_in_placement_warmup_and_the_search_for_convolut
 def test_a_member_whose_shape_is_not_fixed_is_not_warmed_up() -> None:
     free = TensorSpec(name="x", dtype="FP32", dims=(3, -1, -1))
     for device in ("cpu", "gpu"):
-        assert not member_config(manifest_of("small", "0" * 64, input=free), device=device).model_warmup
+        assert not member_config(manifest_of("small", "0" * 64, inputs=(free,)), device=device).model_warmup
+
+
+def test_a_member_of_several_inputs_has_them_all_and_is_warmed_up_where_their_sizes_are_fixed() -> None:
+    config = member_config(manifest_of("text", "0" * 64, inputs=TOKENS))
+    assert [(one.name, one.data_type, list(one.dims)) for one in config.input] == [
+        ("input_ids", pb.TYPE_INT64, [-1]), ("attention_mask", pb.TYPE_INT64, [-1])
+    ]  # fmt: skip
+    assert not config.model_warmup
+    fixed = tuple(dataclasses.replace(one, dims=(7,)) for one in TOKENS)
+    warmup = member_config(manifest_of("text", "0" * 64, inputs=fixed)).model_warmup
+    assert [{name: list(one.dims) for name, one in each.inputs.items()} for each in warmup] == [
+        {"input_ids": [7], "attention_mask": [7]}
+    ]
 
 
 def test_a_tensorrt_engine_always_goes_to_the_gpu() -> None:
@@ -125,7 +138,7 @@ def test_an_unknown_dtype_is_refused() -> None:
     with pytest.raises(RepositoryError, match="got FLOAT, expected one of BOOL"):
         triton_type("FLOAT")
     assert triton_type("BYTES") == "TYPE_STRING"
-    manifest = manifest_of("m", "0" * 64, input=TensorSpec(name="x", dtype="INT3", dims=(1,)))
+    manifest = manifest_of("m", "0" * 64, inputs=(TensorSpec(name="x", dtype="INT3", dims=(1,)),))
     with pytest.raises(RepositoryError, match="got INT3"):
         member_config(manifest)
 

@@ -31,7 +31,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("source") / "model_repository"
     first, second = add_member(repository, "small", seed=1), add_member(repository, "large", seed=2)
     model = linear_model(3, input="pixels")
-    other = add_member(repository, "named", model=model, input=PIXELS, max_batch_size=6)
+    other = add_member(repository, "named", model=model, inputs=(PIXELS,), max_batch_size=6)
     spec = spec_of(first, dataclasses.replace(second, temperature=0.5))
     named = dataclasses.replace(other, input="pixels", max_batch_size=6, weight=2.0)
     render(spec, repository)

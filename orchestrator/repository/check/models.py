@@ -229,11 +229,9 @@ def _compare_engine(model: Model, findings: Findings) -> None:
     config, manifest = model.config, model.manifest
     if config is None or manifest is None or not manifest.engine:
         return
-    for side in ("input", "output"):
-        stated, real = tensors_from_config(getattr(config, side)), getattr(manifest, side)
-        _compare_side(
-            side, stated, {real.name: real}, f"as in {MANIFEST}", batched=False, agree=fits, findings=findings
-        )
+    for side, tensors in (("input", manifest.inputs), ("output", (manifest.output,))):
+        stated, real = tensors_from_config(getattr(config, side)), Tensors({one.name: one for one in tensors})
+        _compare_side(side, stated, real, f"as in {MANIFEST}", batched=False, agree=fits, findings=findings)
     if config.max_batch_size > manifest.max_batch_size:
         text = f"got {config.max_batch_size}, expected at most the engine's {manifest.max_batch_size}"
         findings.fault("config.pbtxt max_batch_size", f"{text}; render the member again")

@@ -256,7 +256,7 @@ def test_a_member_whose_values_overflow_is_refused_and_leaves_nothing(tmp_path: 
     b.op("MatMul", b.op("Mul", b.last, b.weight([6e4])), b.random(4, 5))
     b.op("Mul", b.last, b.weight([1e-4]))
     tensor = TensorSpec(name="image", dtype="FP32", dims=(4,))
-    add_member(tmp_path, "loud", model=b.model(), input=tensor, output=SCORES)
+    add_member(tmp_path, "loud", model=b.model(), inputs=(tensor,), output=SCORES)
     with pytest.raises(ExportError, match=r"NaN or infinity on .* of 256 rows"):
         export_precision(tmp_path, "loud", to="fp16")
     assert [path.name for path in tmp_path.iterdir()] == ["loud"]

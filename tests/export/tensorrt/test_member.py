@@ -225,7 +225,9 @@ def test_a_uint8_image_goes_in_as_it_is(repository: Path) -> None:
     ]
     weights = {"w": np.eye(12, 3, dtype=np.float32) / 255}
     model = model_of(nodes, {"image": (TensorProto.UINT8, ["n", 3, 2, 2])}, {"logits": ["n", 3]}, weights)
-    add_member(repository, "picture", model=model, input=TensorSpec(name="image", dtype="UINT8", dims=(3, 2, 2)))
+    add_member(
+        repository, "picture", model=model, inputs=(TensorSpec(name="image", dtype="UINT8", dims=(3, 2, 2)),)
+    )
     export(repository, member="picture")
     config = config_from_path(repository / "picture_trt" / "config.pbtxt")
     assert config.input[0].data_type == pb.TYPE_UINT8

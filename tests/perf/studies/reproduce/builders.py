@@ -57,7 +57,7 @@ def write_members(repository: Path, names: tuple[str, ...] = tuple(MEMBERS)) -> 
         (folder / "1/model.onnx").write_bytes(model)
         manifest = Manifest(
             name=name, file="1/model.onnx", sha256=hashlib.sha256(model).hexdigest(), source="made up",
-            precision="fp32", opset=18, input=TensorSpec(name="image", dtype="UINT8", dims=(1, SIDE, SIDE)),
+            precision="fp32", opset=18, inputs=(TensorSpec(name="image", dtype="UINT8", dims=(1, SIDE, SIDE)),),
             output=TensorSpec(name="logits", dtype="FP32", dims=(CLASSES,)), output_kind="logits",
             parameters=weights.size, macs=macs, macs_counter="made up", preprocess_macs=10, resolution_px=SIDE,
         )  # fmt: skip
