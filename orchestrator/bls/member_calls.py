@@ -260,8 +260,8 @@ class MemberCalls:
     def ask_stage0(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> MemberOutputs:
         """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked.
 
-        The caller is the server's one thread for requests, and must come back. So helpers make the calls for it,
-        which costs some 15 us: a call that hangs in the thread itself would stop the cascade for good.
+        The caller is the server's one thread for requests, and must come back: a call that hangs in the thread
+        itself would stop the cascade for good. So helpers make the calls for it, for two wake-ups of a thread.
         """
         prefix = self.spec.fused_prefix
         if prefix is not None and self.may_ask_prefix() and self._breakers.is_closed(self._breakers.prefix):
