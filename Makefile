@@ -33,7 +33,7 @@ demo: $(VENV)/.demo ## Serve the digits cascade and print every route side by si
 	$(BIN)/committee demo
 
 test: setup ## Run every test but the slow ones, in as many processes as there are cores (four at most)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not alone" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow and not gpu and not alone" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
 	$(BIN)/python -m pytest -m "alone and not slow and not gpu"
 
 check: setup ## Lint, types, layers, size and shape of the tree
