@@ -5,6 +5,7 @@ import sys
 import typer
 
 from export.commands.derived import fuse, onefile, precision, tensorrt
+from export.commands.deriving import image_decoder, tokenizer
 from export.commands.member import member
 from export.commands.show import cost, prove, show
 from export.commands.zoo import zoo
@@ -32,7 +33,7 @@ for name in ("digits", "glyphs", "glyphs-data"):
     # The training of this project's own members; its options are read there.
     app.command(name, cls=HandsOn, hidden=True, help=f"Moved to `python -m perf {name}`.")(moved)
 
-for command in (member, onefile, show, tensorrt, precision, prove, fuse, zoo, cost):
+for command in (member, tokenizer, image_decoder, onefile, show, tensorrt, precision, prove, fuse, zoo, cost):
     app.command()(command)
 
 

@@ -32,6 +32,7 @@ from orchestrator.pbtxt import (
 from orchestrator.repository.files import may_replace
 from orchestrator.spec import CascadeSpec, InputSpec, Manifest, TensorSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
+from orchestrator.spec.deriving import DerivingManifest
 from orchestrator.spec.output_kind import PARAMETER
 from orchestrator.spec.triton import ANY_VERSION, BACKEND_OF_FILE, ENSEMBLE
 
@@ -115,6 +116,27 @@ def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
             pb.ModelWarmup(name=f"batch_{size}", batch_size=size, count=1, inputs=zeros) for size in sorted(sizes)
         )
     return config
+
+
+def deriving_config(manifest: DerivingManifest) -> pb.ModelConfig:
+    """The configuration of an exported model that derives tensors: a Python model, one CPU instance.
+
+    Raises:
+        RepositoryError: an unknown dtype, or a number that is too large for Triton.
+    """
+    with _representable(f"manifest {manifest.name}"):
+        return pb.ModelConfig(
+            name=manifest.name,
+            backend=BACKEND_OF_FILE["model.py"],
+            max_batch_size=manifest.max_batch_size,
+            input=map(_input, manifest.inputs),
+            output=[
+                pb.ModelOutput(name=one.name, data_type=triton_type(one.dtype), dims=one.dims)
+                for one in manifest.outputs
+            ],
+            instance_group=[_instances("cpu")],
+            dynamic_batching=pb.ModelDynamicBatching(),
+        )
 
 
 def cascade_config(spec: CascadeSpec) -> pb.ModelConfig:

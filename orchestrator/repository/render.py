@@ -19,6 +19,7 @@ from orchestrator.repository.configs import (
     LABELS,
     averaging_config,
     cascade_config,
+    deriving_config,
     ensemble_config,
     label_text,
     member_config,
@@ -44,6 +45,7 @@ from orchestrator.repository.members import (
 )
 from orchestrator.spec import CascadeSpec, Stage, json_from_cascade, manifest_from_path
 from orchestrator.spec.cascade import PLAN
+from orchestrator.spec.deriving import DerivingManifest, deriving_from_path, is_deriving
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.triton import served_versions, versions_in
 
@@ -160,7 +162,7 @@ def ensemble_from_cascade(spec: CascadeSpec, name: str) -> CascadeSpec:
 
 
 def render_member(folder: Path, *, force: bool = False) -> Rendering:
-    """Writes an exported member's configs from its manifest: config.pbtxt, and configs/gpu.pbtxt for GPUs.
+    """Writes an exported model's configs from its manifest: config.pbtxt, and configs/gpu.pbtxt for GPUs.
 
     `tritonserver --model-config-name=gpu` takes the second where there is one, so that one repository serves
     both kinds of machine. A config that was not rendered, or was edited, is kept unless `force` overwrites it.
@@ -171,12 +173,20 @@ def render_member(folder: Path, *, force: bool = False) -> Rendering:
     """
     if not force and not may_replace(folder / CONFIG):
         return Rendering(kept=(folder / CONFIG,))
-    manifest = manifest_from_path(folder / MANIFEST)
-    if manifest.name != folder.name:
-        raise RepositoryError(f"{folder / MANIFEST} name", got=manifest.name, expected=folder.name)
-    cpu, gpu = (text_from_config(member_config(manifest, device=one), source=MANIFEST) for one in ("cpu", "gpu"))
+    cpu, gpu = (text_from_config(config, source=MANIFEST) for config in _exported_configs(folder))
     write_gpu = gpu != cpu and (force or may_replace(folder / "configs" / "gpu.pbtxt"))
     return write_all(folder, {**({"configs/gpu.pbtxt": gpu} if write_gpu else {}), CONFIG: cpu})
+
+
+def _exported_configs(folder: Path) -> tuple[ModelConfig, ModelConfig]:
+    """The configurations of an exported model for machines without and with a GPU."""
+    path = folder / MANIFEST
+    manifest = deriving_from_path(path) if is_deriving(path) else manifest_from_path(path)
+    if manifest.name != folder.name:
+        raise RepositoryError(f"{path} name", got=manifest.name, expected=folder.name)
+    if isinstance(manifest, DerivingManifest):
+        return deriving_config(manifest), deriving_config(manifest)
+    return member_config(manifest), member_config(manifest, device="gpu")
 
 
 def _known_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:

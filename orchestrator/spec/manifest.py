@@ -24,6 +24,7 @@ from orchestrator.spec.validation import (
 
 MANIFEST = "manifest.json"  # in the folder of an exported member
 MANIFEST_FORMAT = 1
+DERIVES = "derives"  # a key that only manifests of models that derive tensors have; see `spec/deriving.py`
 _MOST_OPSET = 1000
 PRECISIONS = ("fp32", "fp16", "int8")
 _PROOF = 'an object with "max_abs" (a finite number of at least 0), "not_proven" or "fault" (texts)'
@@ -164,6 +165,11 @@ def manifest_from_path(path: Path) -> Manifest:
         SpecError: with every fault found, keyed by field.
     """
     value = json_from_text(text_of_file(path, str(path)), str(path))
+    if isinstance(value, dict) and DERIVES in value:
+        message = (
+            f"got {shown(value[DERIVES])}: a model that derives tensors, expected a member, which gives scores"
+        )
+        raise SpecError(str(path), {DERIVES: message})
     if not isinstance(value, dict) or value.pop("format", None) != MANIFEST_FORMAT:
         message = f"expected an object with format {MANIFEST_FORMAT}"
         raise SpecError(str(path), {"format": message}, fix="export the member again")

@@ -26,6 +26,10 @@ class TritonError:
         return self._code
 
 
+class TritonModelError(Exception):
+    """What a model raises that does not load; the server calls it TritonModelException."""
+
+
 class Tensor:
     """A named array; like the server's it keeps what it was given."""
 
@@ -137,6 +141,7 @@ class FakeTriton:
     TRITONSERVER_MEMORY_CPU = 0
     TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
     TritonError = TritonError
+    TritonModelException = TritonModelError
     Tensor = Tensor
     InferenceResponse = InferenceResponse
 

@@ -26,6 +26,7 @@ from orchestrator.repository.members import (
     tensors_from_graph,
 )
 from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.deriving import DerivingManifest, deriving_from_path, is_deriving
 from orchestrator.spec.manifest import MANIFEST, Tensor
 from orchestrator.spec.output_kind import PARAMETER
 from orchestrator.spec.processor import lacks_flags, processor_flags
@@ -169,10 +170,26 @@ def _manifest(folder: Path, findings: Findings) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        return manifest_from_path(path)
+        if not is_deriving(path):
+            return manifest_from_path(path)
+        _compare_deriving(folder, deriving_from_path(path), findings)
     except SpecError as error:
         findings.each(error, f"{MANIFEST} ")
-        return None
+    return None
+
+
+def _compare_deriving(folder: Path, manifest: DerivingManifest, findings: Findings) -> None:
+    """Compares the manifest of a model that derives tensors with its files; a missing one fails its load."""
+    if manifest.name != folder.name:
+        findings.fault(f"{MANIFEST} name", f"got {manifest.name}, expected {folder.name}")
+    for name, expected in {manifest.file: manifest.sha256, **manifest.data_files}.items():
+        path = folder / name
+        if not path.is_file():
+            findings.fault(f"{MANIFEST} file", f"{name} is missing; export the model again")
+        elif sha256_of_path(path) != expected:
+            findings.fault(
+                f"{MANIFEST} sha256", f"{name} is another file than was exported; export the model again"
+            )
 
 
 def _compare_graph(model: Model, findings: Findings) -> None:
