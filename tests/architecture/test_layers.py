@@ -58,6 +58,7 @@ def test_the_servers_module_is_imported_only_by_shims_and_backends() -> None:
         if "triton_python_backend_utils" in imports_of(path)
     }
     assert users == {
+        "export/deriving/served/model.py",
         "model_repository/digits_cascade/1/model.py",
         "orchestrator/serving/backends/onnxruntime/model.py",
         "perf/routes/baselines/models.py",
