@@ -19,6 +19,7 @@ from export.cost.shapes import graph_from_path
 from export.runtimes import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
 from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec.deriving import DerivingManifest, deriving_from_path, is_deriving, json_from_deriving
 from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 
 
@@ -27,18 +28,20 @@ def show(
     repository: Annotated[Path, Option(help="Model repository that holds it.")] = REPOSITORY,
     as_json: Annotated[bool, Option("--json", help="Print the manifest itself.")] = False,
 ) -> None:
-    """Print what is known of a member: source, size, cost, image processing, proof.
+    """Print what is known of a member, or of a tokenizer or decoder: source, size, cost, image processing, proof.
 
     Example: python -m export show digits_small
     """
-    manifest = manifest_from_path(_folder(member, repository) / MANIFEST)
+    path = _folder(member, repository) / MANIFEST
+    manifest = deriving_from_path(path) if is_deriving(path) else manifest_from_path(path)
     if as_json:
-        typer.echo(json_from_manifest(manifest), nl=False)
+        text = json_from_manifest(manifest) if isinstance(manifest, Manifest) else json_from_deriving(manifest)
+        typer.echo(text, nl=False)
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for what, value in _lines(manifest):
+    for what, value in _deriving_lines(manifest) if isinstance(manifest, DerivingManifest) else _lines(manifest):
         table.add_row(what, value)
     Console().print(table)
 
@@ -53,6 +56,19 @@ def _folder(member: str, repository: Path) -> Path:
         got=f"no manifest in {repository / member}",
         expected=f"one of {', '.join(known)}" if known else f"a repository with members, not {repository}",
     )
+
+
+def _deriving_lines(m: DerivingManifest) -> Iterator[tuple[str, str]]:
+    yield "name", m.name
+    yield "derives", m.derives
+    yield "file", f"{m.file} (sha256 {m.sha256[:16]}...)"
+    yield "source", m.source
+    for what, tensors in (("inputs", m.inputs), ("outputs", m.outputs)):
+        yield what, ", ".join(f"{one.name} {one.dtype} {list(one.dims)}" for one in tensors)
+    yield "batch", f"up to {m.max_batch_size}"
+    for word in ("options", "packages", "parity"):
+        if facts := getattr(m, word):
+            yield word, _facts(facts)
 
 
 def _lines(m: Manifest) -> Iterator[tuple[str, str]]:

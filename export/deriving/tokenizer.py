@@ -1,5 +1,6 @@
 """A tokenizer of transformers as a model: its tokenizer.json, its settings, and proof of equal tokens."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ EMPTY = ("refuse", "keep")
 _SAID = {"truncate": "longer texts are cut", "refuse": "longer texts are refused"}
 TEXT = "text"
 PACKAGES = ("tokenizers",)  # that the server needs besides numpy
+_EXPECTED = f"{tokens.TOKENIZER} and tokenizer_config.json, as save_pretrained writes them"
 # Larger numbers stand for a longest length that nobody has written down.
 _UNKNOWN_LENGTH = 10**9
 # Texts on which exported tokens are compared with the original's, besides longer ones made of them.
@@ -63,7 +65,7 @@ def tokenizer_model(
         if value not in known:
             raise ExportError(f"`{word}`", got=value, expected=" or ".join(known))
     progress(f"reading {source}")
-    original = _tokenizer(what, source)
+    original = _tokenizer(_folder(what, source), source)
     pads = {
         tokens.INPUT_IDS: int(_pad_id(original, source)),
         tokens.ATTENTION_MASK: 0,
@@ -98,23 +100,40 @@ def tokenizer_model(
     )
 
 
-def _tokenizer(what: str, source: str) -> Any:
+def _folder(what: str, source: str) -> Path:
     folder = Path(what)
-    if not folder.is_dir() and (folder.exists() or what.startswith((".", "/", "~")) or what.count("/") > 1):
+    if folder.is_dir():
+        return folder
+    if folder.exists() or what.startswith((".", "/", "~")) or what.count("/") > 1:
         got = "a file" if folder.exists() else "no such folder"
         raise ExportError(source, got=got, expected=f"a folder with {tokens.TOKENIZER}, or a hub id")
-    how = {"trust_remote_code": False, **({"local_files_only": True} if folder.is_dir() else {})}
+    # Optional: a local folder needs none.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # Of a hub that does not answer, the one line below is enough.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        if folder.is_dir() and not (folder / "config.json").is_file() and (folder / tokens.TOKENIZER).is_file():
+        # No weights: vocabularies and settings are enough.
+        return Path(snapshot_download(what, allow_patterns=["*.json", "*.txt", "*.model"]))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        got = f"no local folder of that name, and the hub did not give its files ({type(error).__name__})"
+        fix = "bring a folder with these files here and name it"
+        raise ExportError(source, got=got, expected=_EXPECTED, fix=fix) from error
+
+
+def _tokenizer(folder: Path, source: str) -> Any:
+    how = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        if not (folder / "config.json").is_file() and (folder / tokens.TOKENIZER).is_file():
             # Without config.json the class of the tokenizer may be unknown; its file says all that is needed.
-            found: Any = transformers.PreTrainedTokenizerFast.from_pretrained(what, **how)
+            found: Any = transformers.PreTrainedTokenizerFast.from_pretrained(folder, **how)
         else:
-            found = transformers.AutoTokenizer.from_pretrained(what, **how)
-    # A damaged file fails inside transformers, tokenizers or json, and the hub client has errors of its own.
+            found = transformers.AutoTokenizer.from_pretrained(folder, **how)
+    # A damaged file fails inside transformers, tokenizers or json, which share no error.
     except Exception as error:
         got = f"no tokenizer that loads ({first_line(error)})"
-        expected = f"{tokens.TOKENIZER} and tokenizer_config.json, as save_pretrained writes them"
-        raise ExportError(source, got=got, expected=expected, fix="name a folder with these files") from error
+        raise ExportError(source, got=got, expected=_EXPECTED, fix="name a folder with these files") from error
     if not getattr(found, "is_fast", False):
         got = f"{type(found).__name__}, which has no {tokens.TOKENIZER}"
         raise ExportError(source, got=got, expected="a fast tokenizer of transformers")
