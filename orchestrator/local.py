@@ -1,6 +1,6 @@
 """Members that ONNX Runtime runs in this process; `ask` is the same as that of the network clients."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from orchestrator.errors import InputError, MemberError, RepositoryError
 from orchestrator.files import sha256_of_path
-from orchestrator.spec import Manifest, TensorSpec, manifest_from_path
+from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
-from orchestrator.spec.request import INPUT_DTYPES
+from orchestrator.spec.served_model import AnyRows, Array, ModelInfo, TensorInfo, ready_rows
 
 CPU = ("CPUExecutionProvider",)
 
@@ -22,6 +22,20 @@ class _Opened:
     manifest: Manifest
     session: Any
     classes: int
+
+    @property
+    def info(self) -> ModelInfo:
+        """The member as a server would describe it."""
+        manifest = self.manifest
+        given = TensorInfo(name=manifest.output.name, dtype="FP32", shape=(-1, self.classes))
+        return ModelInfo(
+            name=manifest.name,
+            platform="onnxruntime",
+            versions=(manifest.file.partition("/")[0],),
+            max_batch_size=manifest.max_batch_size,
+            inputs=tuple(TensorInfo(name=t.name, dtype=t.dtype, shape=(-1, *t.dims)) for t in manifest.inputs),
+            outputs=(given,),
+        )
 
 
 class LocalMembers:
@@ -43,8 +57,8 @@ class LocalMembers:
     ) -> None:
         self._opened = {name: _opened(repository, name, threads, providers) for name in names}
 
-    def ask(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """An opened member's scores, float32 (n, k), of rows (n, *dims) in its dtype, in runs of its batch limit.
+    def ask(self, name: str, rows: AnyRows) -> npt.NDArray[np.float32]:
+        """Scores of an opened member, float32 (n, k), in runs of its batch limit; rows are those of `ready_rows`.
 
         Raises:
             RepositoryError: the member was not opened.
@@ -52,9 +66,12 @@ class LocalMembers:
             MemberError: ONNX Runtime failed, or gave something other than scores.
         """
         member = self._member(name)
-        _check_rows(name, member.manifest.input, rows)
-        size = member.manifest.max_batch_size
-        return np.concatenate([_run(member, rows[start : start + size]) for start in range(0, len(rows), size)])
+        ready = ready_rows(member.info, rows)
+        texts = [tensor.name for tensor in member.info.inputs if tensor.is_text]
+        ready |= {text: _decoded(f"{text} of member {name}", ready[text]) for text in texts}
+        size, count = member.manifest.max_batch_size, len(next(iter(ready.values())))
+        parts = ({key: array[at : at + size] for key, array in ready.items()} for at in range(0, count, size))
+        return np.concatenate([_run(member, part) for part in parts])
 
     def cost(self, name: str) -> float:
         """MACs per row."""
@@ -67,6 +84,10 @@ class LocalMembers:
     def classes(self, name: str) -> int:
         """Number of classes k."""
         return self._member(name).classes
+
+    def info(self, name: str) -> ModelInfo:
+        """The member as a server would describe it."""
+        return self._member(name).info
 
     def _member(self, name: str) -> _Opened:
         if name not in self._opened:
@@ -139,27 +160,20 @@ def _broken(path: Path, *, got: object, expected: str) -> RepositoryError:
     return RepositoryError(f"model file {path}", got=got, expected=expected, fix="export the member again")
 
 
-def _check_rows(name: str, tensor: TensorSpec, rows: npt.NDArray[Any]) -> None:
-    what = f"input {tensor.name} of member {name}"
-    dtype = INPUT_DTYPES.get(tensor.dtype)
-    if str(rows.dtype) != dtype:
-        raise InputError(what, got=f"dtype {rows.dtype}", expected=f"{dtype} ({tensor.dtype})")
-    same_rank = rows.ndim == len(tensor.dims) + 1
-    sizes = zip(rows.shape[1:], tensor.dims, strict=False)
-    if not same_rank or any(want not in (-1, size) for size, want in sizes):
-        expected = ", ".join(["n", *(str(size) for size in tensor.dims)])
-        raise InputError(what, got=f"shape {list(rows.shape)}", expected=f"[{expected}]")
-    if len(rows) == 0:
-        raise InputError(what, got="no rows", expected="at least one")
-
-
-def _run(member: _Opened, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    manifest = member.manifest
-    what = f"member {manifest.name}"
+def _run(member: _Opened, tensors: Mapping[str, Array]) -> npt.NDArray[np.float32]:
+    what, rows = f"member {member.info.name}", len(next(iter(tensors.values())))
     try:
-        scores = member.session.run([manifest.output.name], {manifest.input.name: rows})[0]
+        scores = member.session.run([member.manifest.output.name], dict(tensors))[0]
     except Exception as error:
         raise MemberError(what, got=error, expected="scores") from error
-    if scores.shape != (len(rows), member.classes):
-        raise MemberError(what, got=f"scores of shape {scores.shape}", expected=(len(rows), member.classes))
+    if scores.shape != (rows, member.classes):
+        raise MemberError(what, got=f"scores of shape {scores.shape}", expected=(rows, member.classes))
     return np.asarray(scores, np.float32)
+
+
+def _decoded(name: str, texts: Array) -> Array:
+    """Text as ONNX Runtime takes it; InputError for a row that is no UTF-8."""
+    try:
+        return np.array([text.decode() for text in texts.ravel()], object).reshape(texts.shape)
+    except UnicodeDecodeError as error:
+        raise InputError(f"input {name}", got=f"bytes that are no text ({error})", expected="UTF-8") from error

@@ -12,9 +12,12 @@ from orchestrator.cli.console import (
     ADDRESS,
     Ca,
     Cert,
+    ColumnsOption,
     Headers,
     Key,
+    TextOption,
     endpoint_from_options,
+    listed_names,
     print_json,
     progress,
     stdout_console,
@@ -25,7 +28,10 @@ from orchestrator.rows.blocks import ColumnNames
 
 def batch(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Rows: .npy, .npz, .parquet, or a folder of .parquet files.")
+        Path,
+        typer.Argument(
+            metavar="IN", help="Rows: .npy, .npz, .csv, .tsv, .jsonl, .parquet, or a folder of .parquet files."
+        ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Answers: .parquet or .npz.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
@@ -37,6 +43,8 @@ def batch(
     in_flight: Annotated[int, typer.Option(min=1, max=1024, help="Requests under way at once.")] = 8,
     request_rows: Annotated[int, typer.Option(min=1, help="Rows per request.")] = 32,
     column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
+    text: TextOption = None,
+    columns: ColumnsOption = None,
     id_column: Annotated[str | None, typer.Option(help="Array or column that holds the ids.")] = None,
     keep_columns: Annotated[
         list[str] | None,
@@ -62,10 +70,10 @@ def batch(
     only when the job is finished. A plan with gears judges by its own thresholds: a job is not to get other
     answers because of the load it makes itself.
 
+    Tables may be .csv, .tsv or .jsonl as well: --text names the column of text, --columns the numbers of a row.
+
     Example: committee batch --model digits_cascade digits.npz answers.parquet --in-flight 16
     """
-    # An option may hold several names.
-    kept = (name.strip() for words in keep_columns or () for name in words.split(","))
     job = BatchJob(
         model=model,
         source=source,
@@ -74,7 +82,11 @@ def batch(
         in_flight=in_flight,
         request_rows=request_rows,
         columns=ColumnNames(
-            column=column, id_column=id_column, keep_columns=tuple(dict.fromkeys(filter(None, kept)))
+            column=column,
+            text=text,
+            columns=listed_names(columns),
+            id_column=id_column,
+            keep_columns=listed_names(keep_columns),
         ),
         repository=repository,
         timeout_s=timeout_s,

@@ -72,6 +72,22 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[int], No
         yield lambda steps: bar.advance(task, steps)
 
 
+def listed_names(words: Sequence[str] | None, *, once: bool = True) -> tuple[str, ...]:
+    """The names in the words of an option, each of which may hold several with commas between them."""
+    names = [name.strip() for word in words or () for name in word.split(",") if name.strip()]
+    return tuple(dict.fromkeys(names) if once else names)
+
+
+# Columns of tables.
+TextOption = Annotated[str | None, typer.Option(help="Column of text, for the model's input of text.")]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Columns of numbers, one for each number of a row, in the model's order.",
+        show_default=False,
+    ),
+]
 ADDRESS = "host:port in clear, or grpcs://host:port with TLS."
 Ca = Annotated[
     Path | None,

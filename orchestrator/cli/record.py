@@ -8,7 +8,19 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from orchestrator.cli.console import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options, print_json, progress
+from orchestrator.cli.console import (
+    ADDRESS,
+    Ca,
+    Cert,
+    ColumnsOption,
+    Headers,
+    Key,
+    TextOption,
+    endpoint_from_options,
+    listed_names,
+    print_json,
+    progress,
+)
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError
 from orchestrator.recording.job import RecordOptions, record_job
@@ -33,8 +45,8 @@ def record(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Folder with a sub-folder of pictures per class, .npz, .npy, .parquet or a folder of them, "
-            "digits:SPLIT.",
+            help="Folder with a sub-folder of pictures per class, .npz, .npy, .csv, .tsv, .jsonl, .parquet or a "
+            "folder of them, digits:SPLIT.",
             show_default=False,
         ),
     ] = None,
@@ -78,8 +90,12 @@ def record(
         typer.Option("--restart", help="Throw away an unfinished recording, and record again what is up to date."),
     ] = False,
     column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
+    text: TextOption = None,
+    columns: ColumnsOption = None,
     id_column: Annotated[str | None, typer.Option(help="Array or column that holds the ids.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Array or column that holds the labels.")] = None,
+    label_column: Annotated[
+        str | None, typer.Option("--label-column", "--label", help="Array or column that holds the labels.")
+    ] = None,
     by_order: Annotated[
         bool,
         typer.Option("--labels-by-order", help="Take sorted class names for the classes in order, not by name."),
@@ -127,6 +143,8 @@ def record(
 
     Example: committee record digits_small digits_large --data digits:plan -o build/plan.npz
 
+    Text: committee record tfidf bert_tiny --data reviews.csv --text review --label stars -o build/plan.npz
+
     To join: committee record --join build/small.npz build/large.npz -o build/both.npz
     """
     if join:
@@ -139,8 +157,7 @@ def record(
         raise DataError("record", got="--class-map and --labels-by-order", expected="one of them")
     _check_files(data, output)
     # In this order, so that `--members a b c`, where the option itself takes one word, means a, b, c.
-    listed = (name.strip() for text in members or [] for name in text.split(","))
-    asked = [*filter(None, listed), *(names or [])]
+    asked = [*listed_names(members, once=False), *(names or [])]
     start = time.perf_counter()
     server = None if url is None else endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
     kinds, known = " or ".join(OUTPUT_KINDS), {kind: kind for kind in OUTPUT_KINDS}
@@ -160,7 +177,13 @@ def record(
         by_order=by_order,
         class_map=class_map,
         first_label=first_label,
-        columns=ColumnNames(column=column, id_column=id_column, label_column=label_column),
+        columns=ColumnNames(
+            column=column,
+            text=text,
+            columns=listed_names(columns),
+            id_column=id_column,
+            label_column=label_column,
+        ),
     )
     tell = partial(typer.echo, err=True)
     with opened as pool:

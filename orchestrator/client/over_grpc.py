@@ -19,7 +19,7 @@ from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.client.error_mapping import FOREIGN
 from orchestrator.client.sync import Asker, Part, Request, SyncClient, requests_from_rows, scores_from_parts
 from orchestrator.decision import Policy
-from orchestrator.spec.served_model import ModelInfo, model_from_json, scores_output, wanted_outputs
+from orchestrator.spec.served_model import AnyRows, ModelInfo, model_from_json, scores_output, wanted_outputs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,13 +29,11 @@ T = TypeVar("T")
 
 def _arguments(request: Request, timeout_s: float) -> dict[str, Any]:
     """Arguments of tritonclient's `infer`, the same for sync and asyncio."""
-    sent = triton.InferInput(request.tensor.name, list(request.rows.shape), request.tensor.dtype)
-    sent.set_data_from_numpy(request.rows)
     wanted = request.wanted
     return {
         "model_name": request.model,
         "model_version": request.version,
-        "inputs": [sent],
+        "inputs": request.inputs(triton.InferInput),
         "outputs": None if wanted is None else [triton.InferRequestedOutput(name) for name in wanted],
         "parameters": dict(request.parameters) or None,
         "client_timeout": timeout_s,
@@ -156,14 +154,14 @@ class AsyncGrpcClient(Asker):
         )
         return dict(answer["config"])
 
-    async def infer(self, model: str, rows: Rows, *, policy: Policy | None = None) -> ServedAnswers:
+    async def infer(self, model: str, rows: AnyRows, *, policy: Policy | None = None) -> ServedAnswers:
         """As `SyncClient.infer`."""
         info = await self.metadata(model)
         parameters = parameters_from_policy(policy)
         requests = requests_from_rows(info, rows, wanted=wanted_outputs(info), parameters=parameters)
         return answers_from_outputs(info, await self._asked(requests), kinds=self.kinds)
 
-    async def ask(self, name: str, rows: Rows) -> npt.NDArray[np.float32]:
+    async def ask(self, name: str, rows: AnyRows) -> npt.NDArray[np.float32]:
         """As `SyncClient.ask`."""
         info = await self.metadata(name)
         output = scores_output(info)
@@ -176,7 +174,7 @@ class AsyncGrpcClient(Asker):
 
     async def _sent(self, request: Request) -> Part:
         result = await self._call(request.model, lambda left_s: self._open().infer(**_arguments(request, left_s)))
-        return _outputs(result), len(request.rows)
+        return _outputs(result), request.rows
 
     async def _call(self, model: str, action: Callable[[float], Awaitable[Any]]) -> Any:
         """As `SyncClient._call`."""

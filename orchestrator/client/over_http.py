@@ -61,13 +61,12 @@ class HttpClient(SyncClient):
             return dict(self._triton.get_model_config(model))
 
     def _infer(self, request: Request, _timeout_s: float) -> dict[str, Rows]:
-        sent = triton.InferInput(request.tensor.name, list(request.rows.shape), request.tensor.dtype)
-        sent.set_data_from_numpy(request.rows, binary_data=True)
+        sent = request.inputs(triton.InferInput, binary_data=True)
         names = request.wanted
         outputs = None if names is None else [triton.InferRequestedOutput(n, binary_data=True) for n in names]
         asked = {"outputs": outputs, "parameters": dict(request.parameters) or None}
         with _standard_errors():
-            result = self._triton.infer(request.model, [sent], model_version=request.version, **asked)
+            result = self._triton.infer(request.model, sent, model_version=request.version, **asked)
         return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
 
     def _in_order(self, action: Callable[[Request], T], requests: Sequence[Request]) -> list[T]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from tritonclient.utils import np_to_triton_dtype
 
 from orchestrator.client.answers import (
     OutputKinds,
@@ -21,11 +22,11 @@ from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reas
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError
 from orchestrator.spec.served_model import (
+    AnyRows,
     ModelInfo,
-    TensorInfo,
-    check_rows,
     chunks,
     model_from_json,
+    ready_rows,
     scores_output,
     wanted_outputs,
 )
@@ -64,19 +65,31 @@ class RetryPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One request: rows (n, *dims) that fit the model, at most its batch limit."""
+    """One request: tensors (n, *dims) by name that fit the model, at most its batch limit."""
 
     model: str
     version: str  # an empty text leaves the choice to the server
-    rows: Rows
-    tensor: TensorInfo
+    tensors: Mapping[str, Rows]
     wanted: Sequence[str] | None  # names of outputs; None for all
     parameters: Mapping[str, int | float]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows n."""
+        return len(next(iter(self.tensors.values())))
+
+    def inputs(self, kind: Callable[..., Any], **options: Any) -> list[Any]:
+        """The tensors as objects of tritonclient, gRPC's or HTTP's."""
+        sent = []
+        for name, array in self.tensors.items():
+            sent.append(kind(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+            sent[-1].set_data_from_numpy(array, **options)
+        return sent
 
 
 def requests_from_rows(
     info: ModelInfo,
-    rows: Rows,
+    rows: AnyRows,
     *,
     wanted: Sequence[str] | None,
     parameters: Mapping[str, int | float] | None = None,
@@ -87,9 +100,14 @@ def requests_from_rows(
     Raises:
         InputError: the rows do not fit the model.
     """
-    fixed: dict[str, Any] = {"tensor": check_rows(info, rows), "wanted": wanted, "parameters": parameters or {}}
+    tensors = ready_rows(info, rows)
+    fixed: dict[str, Any] = {"wanted": wanted, "parameters": parameters or {}}
     fixed |= {"model": info.name, "version": _version_text(version)}
-    return [Request(rows=rows[part], **fixed) for part in chunks(len(rows), info.max_batch_size)]
+    count = len(next(iter(tensors.values())))
+    return [
+        Request(tensors={name: array[part] for name, array in tensors.items()}, **fixed)
+        for part in chunks(count, info.max_batch_size)
+    ]
 
 
 def scores_from_parts(parts: Sequence[Part], output: str) -> npt.NDArray[np.float32]:
@@ -190,12 +208,13 @@ class SyncClient(Asker):
         """
         return self._call(model, lambda left_s: self._config(model, left_s))
 
-    def infer(self, model: str, rows: Rows, *, policy: Policy | None = None) -> ServedAnswers:
+    def infer(self, model: str, rows: AnyRows, *, policy: Policy | None = None) -> ServedAnswers:
         """Answers of a cascade, an ensemble or a plain member.
 
         Args:
             model: Triton model name.
-            rows: (n, *dims) in the model's dtype; more than its batch limit are sent in parts.
+            rows: (n, *dims) in the model's dtype; more than its batch limit are sent in parts. Of a model with
+                several inputs a mapping from each name to such an array; of text also a list of texts.
             policy: request parameters; a deadline counts for each part by itself.
 
         Raises:
@@ -208,13 +227,13 @@ class SyncClient(Asker):
         return answers_from_outputs(info, self._asked(requests), kinds=self.kinds)
 
     def ask(
-        self, name: str, rows: Rows, *, version: int | None = None, output: str | None = None
+        self, name: str, rows: AnyRows, *, version: int | None = None, output: str | None = None
     ) -> npt.NDArray[np.float32]:
         """Scores of a member as it gives them, float32 (n, k).
 
         Args:
             name: Triton model name.
-            rows: (n, *dims).
+            rows: as for `infer`.
             version: of it; None leaves the choice to the server.
             output: the tensor with the scores; None if only one of the model's outputs can be it.
 
@@ -233,7 +252,7 @@ class SyncClient(Asker):
         return self._in_order(self._sent, requests)
 
     def _sent(self, request: Request) -> Part:
-        return self._call(request.model, lambda left_s: self._infer(request, left_s)), len(request.rows)
+        return self._call(request.model, lambda left_s: self._infer(request, left_s)), request.rows
 
     def _call(self, model: str, action: Callable[[float], T]) -> T:
         """Runs an action with the seconds left, and retries while the server is unavailable and time remains."""

@@ -363,8 +363,8 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions) -> di
     for about in meta["members"].values():
         if -1 in about.get("input", {}).get("dims", ()):
             # A member that takes rows of any shape: the plan needs to know which ones it was asked about.
-            first = next(iter(source.pieces(task.wanted, int(kept[0]), 1)))
-            about["input"]["dims"] = list(first.load().rows.shape[1:])
+            first = next(iter(source.pieces(task.wanted, int(kept[0]), 1))).load().rows
+            about["input"]["dims"] = list(first.shape[1:]) if isinstance(first, np.ndarray) else None
     if options.limit is not None:
         meta["limit"] = options.limit
     file = RecordsFile(path=output, ids=ids, labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)

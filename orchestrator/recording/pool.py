@@ -28,7 +28,7 @@ from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE
 from orchestrator.spec.processor import core_count, instruction_sets, processor_flags
 from orchestrator.spec.request import INPUT_DTYPES
-from orchestrator.spec.served_model import ModelInfo, TensorInfo, input_tensor, scores_output
+from orchestrator.spec.served_model import AnyRows, ModelInfo, input_tensor, scores_output
 from orchestrator.spec.validation import NAME
 
 Rows = npt.NDArray[Any]
@@ -60,7 +60,7 @@ class RecordingPool:
     cost: Mapping[str, float]
     asked: str
     made_with: Mapping[str, Any]
-    ask: Callable[[str, Rows], npt.NDArray[np.float32]]
+    ask: Callable[[str, AnyRows], npt.NDArray[np.float32]]
     workers: int
     kinds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     served: Mapping[str, int | None] = field(default_factory=dict)
@@ -172,7 +172,7 @@ def opened_pool(
         manifests = {name: manifest_from_path(path) for name, path in paths.items() if path.is_file()}
         infos = with_scores({name: client.metadata(name) for name in names}, manifests, tensors)
 
-        def ask(name: str, rows: Rows) -> npt.NDArray[np.float32]:
+        def ask(name: str, rows: AnyRows) -> npt.NDArray[np.float32]:
             # By number: a version that is loaded meanwhile must not answer the second half.
             return client.ask(name, rows, version=infos[name].version, output=infos[name].scores)
 
@@ -213,7 +213,7 @@ def _local(
     require_exported(names, repository)
     members = LocalMembers(repository, names)
     manifests = {name: members.manifest(name) for name in names}
-    infos = {name: _info(manifest, members.classes(name)) for name, manifest in manifests.items()}
+    infos = {name: members.info(name) for name in names}
     version = onnxruntime.__version__
     return RecordingPool(
         infos=with_scores(infos, manifests, tensors),
@@ -225,19 +225,6 @@ def _local(
         ask=members.ask,
         workers=core_count(),
         label_files=class_names_by_member(repository, {name: one.output.name for name, one in manifests.items()}),
-    )
-
-
-def _info(manifest: Manifest, classes: int) -> ModelInfo:
-    taken = (TensorInfo(name=one.name, dtype=one.dtype, shape=(-1, *one.dims)) for one in manifest.inputs)
-    given = TensorInfo(name=manifest.output.name, dtype="FP32", shape=(-1, classes))
-    return ModelInfo(
-        name=manifest.name,
-        platform="onnxruntime",
-        versions=(manifest.file.partition("/")[0],),
-        max_batch_size=manifest.max_batch_size,
-        inputs=tuple(taken),
-        outputs=(given,),
     )
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, InputError, first_few
 from orchestrator.files import irregular_kind
-from orchestrator.spec.served_model import ModelInfo, check_rows
+from orchestrator.spec.served_model import AnyRows, ModelInfo, ready_rows, rows_at
 
 Rows = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -28,14 +28,18 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnNames:
-    """Which columns of a Parquet file, or arrays of an archive, hold what; None for those of the usual names.
+    """Which columns of a table, or arrays of an archive, hold what; None for those of the usual names.
 
     Args:
         column: what the model takes.
+        text: what its only input of text takes.
+        columns: of numbers, one for each number of its only input of numbers.
         keep_columns: carried into the answers as they are.
     """
 
     column: str | None = None
+    text: str | None = None
+    columns: tuple[str, ...] = ()
     id_column: str | None = None
     label_column: str | None = None
     keep_columns: tuple[str, ...] = ()
@@ -43,7 +47,7 @@ class ColumnNames:
     @property
     def named(self) -> tuple[str, ...]:
         """All names that the caller gave."""
-        names = (self.column, self.id_column, self.label_column, *self.keep_columns)
+        names = (self.column, self.text, self.id_column, self.label_column, *self.columns, *self.keep_columns)
         return tuple(name for name in names if name is not None)
 
     def found_in(self, what: str, kind: str, names: Sequence[str]) -> "ColumnNames":
@@ -79,14 +83,14 @@ class RowBlock:
 
     Args:
         ids: (n,), int64 or text; in a block of a `RowSource` the positions of the rows.
-        rows: (n, *dims).
+        rows: (n, *dims), of a model with several inputs by their names.
         refused: rows between them that cannot be read.
         kept: name -> column (n,) that goes with the rows, a numpy or an Arrow array.
         digests: hash of each readable row as it was stored, where the source is hashed while it is read.
     """
 
     ids: Rows
-    rows: Rows
+    rows: AnyRows
     refused: tuple[RefusedRow, ...] = ()
     kept: Mapping[str, Any] = field(default_factory=dict)
     digests: tuple[bytes, ...] = ()
@@ -100,7 +104,7 @@ class RowBlock:
         """The rows at some places, which ascend, without the refused ones."""
         return RowBlock(
             ids=self.ids[where],
-            rows=self.rows[where],
+            rows=rows_at(self.rows, where),
             kept={name: column.take(where) for name, column in self.kept.items()},
             digests=tuple(self.digests[place] for place in where) if self.digests else (),
         )
@@ -204,10 +208,10 @@ def check_regular(path: Path, what: str) -> None:
         raise DataError(what, got=kind, expected="a regular file")
 
 
-def check_rows_of(source: str, info: ModelInfo, rows: Rows) -> None:
+def check_rows_of(source: str, info: ModelInfo, rows: AnyRows) -> None:
     """Raises InputError, which begins with the source, for rows that a model cannot take."""
     try:
-        check_rows(info, rows)
+        ready_rows(info, rows)
     except InputError as error:
         what = f"{source} {error.what}"
         raise InputError(what, got=error.got, expected=error.expected, fix=error.fix) from error

@@ -19,6 +19,7 @@ from orchestrator.rows.blocks import (
 from orchestrator.rows.digits import digit_image
 from orchestrator.rows.labels import MemberClasses
 from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, folder_source, picture_bytes
+from orchestrator.rows.tables import TABLE_ENDINGS, table_rows, table_source
 from orchestrator.spec.served_model import ModelInfo, input_tensor
 
 
@@ -33,7 +34,7 @@ def row_source(
     """Rows with ids and labels, for `committee record`.
 
     Args:
-        data: digits:<split>, a folder of pictures or Parquet files, or a .npz, .npy or .parquet file.
+        data: digits:<split>, a folder of pictures or of Parquet files, or a file of rows.
         info: a model whose input the rows are for.
         classes: that the labels are of.
         read_picture: turns an encoded picture into one row.
@@ -52,14 +53,17 @@ def row_source(
 
         return parquet_source(path, info, columns=columns, classes=classes, read_picture=read_picture)
     if columns.named and (is_digits or path.is_dir()):
-        expected = f"a .npz or .parquet file with {columns.named[0]} in it"
+        expected = f"a table or .npz with {columns.named[0]} in it"
         raise DataError(f"data source {data}", got="data without columns", expected=expected)
     if is_digits:
         return digits_array(data, info).source(classes)
     if path.is_dir():
         return folder_source(path, classes=classes, read_picture=read_picture)
-    if path.suffix not in (".npz", ".npy", ".parquet"):
-        expected = "digits:<split>, a folder of pictures or .parquet files, or a .npz, .npy or .parquet file"
+    if path.suffix.lower() in TABLE_ENDINGS and path.is_file():
+        return table_source(path, info, columns=columns, classes=classes)
+    if path.suffix not in (".npz", ".npy", ".parquet", *TABLE_ENDINGS):
+        files = "a .npz, .npy, .parquet, .csv, .tsv or .jsonl file"
+        expected = f"digits:<split>, a folder of pictures or .parquet files, or {files}"
         got = f"{data}, which is not there" if not path.exists() else data
         raise DataError("data source", got=got, expected=expected)
     if not path.is_file():
@@ -68,7 +72,7 @@ def row_source(
 
 
 def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
-    """The rows of a .npy, .npz or .parquet file, or of a folder of Parquet, for `committee batch`.
+    """The rows of a file of arrays or a table, or of a folder of Parquet, for `committee batch`.
 
     They are checked against the model as far as a header tells, by an InputError. Raises DataError where they are
     missing, unreadable, empty, or without such a column.
@@ -83,9 +87,11 @@ def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pictu
     if path.is_dir():
         raise DataError(f"{path}", got="a folder without .parquet files", expected="a regular file")
     check_regular(path, f"{path}")
+    if path.suffix.lower() in TABLE_ENDINGS:
+        return table_rows(path, info, columns=columns)
     if path.suffix not in (".npy", ".npz"):
         got = f"a name ending in {path.suffix or 'nothing'}"
-        raise DataError(f"{path}", got=got, expected=".npy, .npz or .parquet")
+        raise DataError(f"{path}", got=got, expected=".npy, .npz, .parquet, .csv, .tsv or .jsonl")
     return array_from_path(path, info, columns).stored()
 
 

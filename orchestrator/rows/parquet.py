@@ -1,9 +1,10 @@
-"""Rows out of a Parquet column: lists of numbers, raw tensors, or encoded pictures. Imported only for Parquet."""
+"""Rows out of Parquet: lists of numbers, raw tensors, encoded pictures, text, or a column for each number.
+
+Imported only for Parquet.
+"""
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,32 +30,15 @@ from orchestrator.rows.blocks import (
     plain_ids,
     readable,
 )
+from orchestrator.rows.cells import RowForm, TensorColumns, block_of_cells, tensor_columns
 from orchestrator.rows.labels import MemberClasses, labels_from_array
 from orchestrator.rows.parquet_table import ParquetTable, numpy_from, parquet_table, words_or_numbers
 from orchestrator.rows.pictures import ReadPicture, is_picture
-from orchestrator.spec.request import INPUT_DTYPES
-from orchestrator.spec.served_model import ModelInfo, input_tensor
+from orchestrator.spec.served_model import ModelInfo
 
-USUAL = ("image", "images", "rows", "row")
 # Several pieces wait for the members as they are stored, and pictures may be far larger than the rows they become.
 PIECE_BYTES = 8 << 20
 ReadColumn = Callable[[Rows, Any], RowBlock]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowForm:
-    """What a row must become: the model's dtype, and dims with -1 where the size is free."""
-
-    dtype: np.dtype[Any]
-    dims: tuple[int, ...]
-
-    @property
-    def values(self) -> int:
-        """Numbers in one row; DataError where a size is free, so that flat numbers have no shape."""
-        if -1 in self.dims:
-            got = f"a model that takes {list(self.dims)}"
-            raise DataError("rows as flat numbers", got=got, expected="fixed sizes", fix="use .npy")
-        return math.prod(self.dims)
 
 
 def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
@@ -64,16 +48,16 @@ def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pict
     """
     table = parquet_table(path)
     columns = columns.found_in(f"{path}", "columns", table.schema.names)
-    name, key = _rows_column(table, columns), columns.id_column
-    read = _rows_reader(table, name, info, read_picture)
+    names, read = _rows_reader(table, columns, info, read_picture)
+    key = columns.id_column
 
     def blocks(size: int) -> Iterator[RowBlock]:
-        names = [name, *([] if key is None else [key]), *columns.keep_columns]
+        others = [*([] if key is None else [key]), *columns.keep_columns]
         start = 0
-        for batch in table.batches(names, size=size):
+        for batch in table.batches([*names, *others], size=size):
             stop = start + batch.num_rows
             ids = np.arange(start, stop) if key is None else _column_ids(path, batch.column(key))
-            block = read(np.arange(batch.num_rows), batch.column(name))
+            block = read(np.arange(batch.num_rows), _joined(batch, names))
             kept = {one: batch.column(one).take(pa.array(block.ids)) for one in columns.keep_columns}
             refused = tuple(RefusedRow(id=ids[one.id].item(), reason=one.reason) for one in block.refused)
             yield RowBlock(ids=ids[block.ids], rows=block.rows, refused=refused, kept=kept)
@@ -97,15 +81,14 @@ def parquet_source(
     check_ids(f"{path} ids", known, table.rows)
     labels, missing = (None, None) if label is None else _labels(f"{path} label", table.whole(label))
     row_labels = labels_from_array(f"{path}", labels, rows=table.rows, classes=classes, missing=missing)
-    name = _rows_column(table, columns)
-    read = _rows_reader(table, name, info, read_picture)
+    names, read = _rows_reader(table, columns, info, read_picture)
     sha256 = _sha256(table)
     # By the data alone, so that a resumed run reads the same pieces.
-    most_rows = max(1, PIECE_BYTES // max(1, table.row_bytes(name)))
+    most_rows = max(1, PIECE_BYTES // max(1, sum(map(table.row_bytes, names))))
 
     def pieces(wanted: Indices, start: int, size: int) -> Iterator[RowPiece]:
         first = start
-        for column in _columns(table, name, wanted[start:], min(size, most_rows)):
+        for column in _columns(table, names, wanted[start:], min(size, most_rows)):
             stop = first + len(column)
             yield RowPiece(first=first, stop=stop, load=partial(read, np.arange(first, stop), column))
             first = stop
@@ -115,7 +98,7 @@ def parquet_source(
         ids=known,
         labels=row_labels,
         pieces=pieces,
-        identity={"file_sha256": sha256, "columns": f"{name}, {key}"},
+        identity={"file_sha256": sha256, "columns": f"{', '.join(names)}, {key}"},
         data_sha256=sha256,
         notes=left_out_note("Parquet", list(table.left_out)),
     )
@@ -146,11 +129,17 @@ def _sha256(table: ParquetTable) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _columns(table: ParquetTable, name: str, wanted: Indices, size: int) -> Iterator[Any]:
-    """The wanted rows of the column in order, `size` at a time."""
+def _joined(batch: Any, names: Sequence[str]) -> Any:
+    """The columns of a batch as one array: a column itself, several as a struct."""
+    columns = [batch.column(name) for name in names]
+    return columns[0] if len(columns) == 1 else pa.StructArray.from_arrays(columns, names=list(names))
+
+
+def _columns(table: ParquetTable, names: Sequence[str], wanted: Indices, size: int) -> Iterator[Any]:
+    """The wanted rows of the columns in order, `size` at a time."""
     held: list[Any] = []
-    for batch in table.batches([name], size=size, wanted=wanted):
-        held.append(batch.column(0))
+    for batch in table.batches(names, size=size, wanted=wanted):
+        held.append(_joined(batch, names))
         while sum(map(len, held)) >= size:
             joined = pa.concat_arrays(held)
             yield joined.slice(0, size)
@@ -159,26 +148,69 @@ def _columns(table: ParquetTable, name: str, wanted: Indices, size: int) -> Iter
         yield pa.concat_arrays(rest)
 
 
-def _rows_column(table: ParquetTable, columns: ColumnNames) -> str:
-    """Which column holds the rows: the one asked for, one of the usual names, or the only one that may."""
-    names = table.schema.names
-    found = [columns.column] if columns.column is not None else [name for name in USUAL if name in names]
-    others = found[:1] or columns.others(names)
-    if len(others) != 1:
-        got = f"columns {', '.join(names) or 'none'}"
-        raise DataError(f"{table.path}", got=got, expected="a column image", fix="see `column`")
-    return others[0]
-
-
 def _column_ids(path: Path, column: Any) -> Rows:
     return plain_ids(f"{path}", words_or_numbers(f"{path} id", column, each="an id"), len(column))
 
 
-def _rows_reader(table: ParquetTable, name: str, info: ModelInfo, read_picture: ReadPicture) -> ReadColumn:
-    """A function from ids (n,) and n values of a column to a block of rows for a model."""
-    tensor = input_tensor(info)
-    form = RowForm(dtype=np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")), dims=tensor.shape[1:])
-    return _column_reader(f"{table.path} column {name}", table.type_of(name), form, read_picture)
+def _rows_reader(
+    table: ParquetTable, columns: ColumnNames, info: ModelInfo, read_picture: ReadPicture
+) -> tuple[list[str], ReadColumn]:
+    """The columns with the rows, and a function from ids (n,) and n values of them to a block for a model."""
+    tensors = tensor_columns(f"{table.path}", info, columns, table.schema.names)
+    names = list(dict.fromkeys(name for one in tensors for name in one.columns))
+    first = tensors[0]
+    # One number is a row only where a row is one number.
+    is_row = _is_number(table.type_of(names[0])) and set(first.form.dims) == {1}
+    if len(names) == 1 and not first.form.is_text and not is_row:
+        what = f"{table.path} column {names[0]}"
+        return names, _column_reader(what, table.type_of(names[0]), first.form, read_picture)
+    for one in tensors:
+        for name in one.columns:
+            _check_cells(f"{table.path} column {name}", table.type_of(name), one)
+    places = [names.index(name) for one in tensors for name in one.columns]
+
+    def read(ids: Rows, column: Any) -> RowBlock:
+        fields = [column] if len(names) == 1 else [column.field(name) for name in names]
+        values = list(map(_cells, fields))
+        return block_of_cells(ids, zip(*(values[place] for place in places), strict=True), tensors)
+
+    return names, read
+
+
+def _is_number(kind: Any) -> bool:
+    return bool(
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    )
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _check_cells(what: str, kind: Any, tensor: TensorColumns) -> None:
+    """Refuses a column whose values can be no cells of a tensor; one of nulls alone has refused rows."""
+    leaf = kind
+    while len(tensor.columns) == 1 and _is_list(leaf):
+        leaf = leaf.value_type
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    fits = (_is_text(kind) or is_bytes) if tensor.form.is_text else _is_number(leaf)
+    if not fits and not pa.types.is_null(kind):
+        expected = "text" if tensor.form.is_text else f"numbers for {tensor.form.dtype}"
+        raise DataError(what, got=str(kind), expected=expected, fix="see `text` and `columns`")
+
+
+def _cells(column: Any) -> list[Any]:
+    """The values of a column; bytes that are no UTF-8 as halves of characters, which `rows.cells` refuses."""
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        values = column.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode(errors="surrogateescape") for value in values]
 
 
 def _column_reader(what: str, kind: Any, form: RowForm, read_picture: ReadPicture) -> ReadColumn:

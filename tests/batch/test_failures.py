@@ -162,7 +162,7 @@ def test_pictures_without_a_plan_that_says_how_are_one_line(job: Batching) -> No
     ("source", "output", "text"),
     [
         ("missing.npy", "out.npz", "no such file"),
-        ("in.csv", "out.npz", "expected .npy, .npz or .parquet"),
+        ("in.csv", "out.npz", "no rows"),
         ("broken.npy", "out.npz", "cannot read"),
         ("broken.npz", "out.npz", "cannot read"),
         ("cut.npz", "out.npz", "cannot read"),

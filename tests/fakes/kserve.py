@@ -17,7 +17,7 @@ from orchestrator.decision import PARAMETERS
 Rows = np.ndarray
 Parameters = Mapping[str, Any]
 DTYPES = {"FP32": np.float32, "FP16": np.float16, "FP64": np.float64, "INT64": np.int64, "INT32": np.int32}
-DTYPES["UINT8"] = np.uint8
+DTYPES |= {"UINT8": np.uint8, "BYTES": np.object_}
 
 
 class CodedError(Exception):
@@ -42,14 +42,15 @@ class FakeModel:
     """A model.
 
     Args:
-        answer: from rows (n, *dims) and the request's parameters to the outputs by name.
+        answer: from rows (n, *dims), of several inputs by name, and the request's parameters to the outputs by
+            name.
         max_batch_size: 0 for a model whose own first axis is the batch.
         output_kind: what its configuration says of its scores.
         settings: more of its configuration, as JSON has it.
     """
 
     name: str
-    answer: Callable[[Rows, Parameters], Mapping[str, Rows]]
+    answer: Callable[[Any, Parameters], Mapping[str, Rows]]
     inputs: Sequence[Slot]
     outputs: Sequence[Slot]
     max_batch_size: int = 8
@@ -81,7 +82,7 @@ class Call:
     """An inference request that reached the server."""
 
     model: str
-    rows: Rows
+    rows: Any
     parameters: dict[str, Any]
     outputs: tuple[str, ...]
 
@@ -145,15 +146,18 @@ class FakeKServe:
                 self._at_once -= 1
         return {name: np.ascontiguousarray(a) for name, a in answer.items() if not outputs or name in outputs}
 
-    def _checked(self, model: FakeModel, tensors: Mapping[str, Rows], outputs: Sequence[str]) -> Rows:
+    def _checked(self, model: FakeModel, tensors: Mapping[str, Rows], outputs: Sequence[str]) -> Any:
         optional = {one["name"] for one in model.settings.get("input", ()) if one.get("optional")}
         known = {slot.name: slot for slot in model.inputs if slot.name not in optional}
         _refuse_unknown("input", tensors, known, model=model)
         _refuse_unknown("output", outputs, [slot.name for slot in model.outputs], model=model)
         if len(tensors) != len(known):
             raise CodedError("INVALID_ARGUMENT", f"expected {len(known)} inputs but got {len(tensors)} inputs")
-        name, rows = next(iter(tensors.items()))
-        slot = known[name]
+        for name, rows in tensors.items():
+            self._check(model, name, rows, known[name])
+        return dict(tensors) if len(tensors) > 1 else next(iter(tensors.values()))
+
+    def _check(self, model: FakeModel, name: str, rows: Rows, slot: Slot) -> None:
         if rows.dtype != DTYPES[slot.dtype]:
             raise CodedError(
                 "INVALID_ARGUMENT", f"inference input '{name}' data-type is '{rows.dtype}', expects '{slot.dtype}'"
@@ -173,7 +177,6 @@ class FakeKServe:
                 f"[request id: <id_unknown>] inference request batch-size must be <= {model.max_batch_size} "
                 f"for '{model.name}'",
             )
-        return rows
 
 
 def _refuse_unknown(kind: str, names: Iterable[str], known: Container[str], *, model: FakeModel) -> None:
@@ -240,6 +243,29 @@ def cascade(name: str = "digits_cascade", **changes: Any) -> FakeModel:
     """A cascade of digits that answers by the first pixel."""
     made: dict[str, Any] = {"answer": cascade_answer, "inputs": (IMAGE,), "outputs": CASCADE_OUTPUTS, **changes}
     return FakeModel(name, **made)
+
+
+TEXT = Slot("text", "BYTES", (1,))
+
+
+def texts_of(rows: Rows) -> list[bytes]:
+    """The texts of rows (n, 1)."""
+    return rows[:, 0].tolist()
+
+
+def text_answer(rows: Rows, parameters: Parameters) -> dict[str, Rows]:
+    """Label number of bytes mod k; what is no UTF-8 is refused."""
+    for row, text in enumerate(texts_of(rows)):
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            raise CodedError("INVALID_ARGUMENT", f"input text: row {row} is no UTF-8") from error
+    return cascade_answer(images([len(text) % CLASSES for text in texts_of(rows)]), parameters)
+
+
+def text_cascade(name: str = "reviews", **changes: Any) -> FakeModel:
+    """A cascade of text that answers by the number of bytes."""
+    return cascade(name, **{"answer": text_answer, "inputs": (TEXT,), **changes})
 
 
 def member(name: str = "digits_small", **changes: Any) -> FakeModel:

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor
 
 from tests.fakes.kserve import DTYPES, CodedError, FakeKServe
 
@@ -47,7 +48,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         with _codes(context):
             self.fake.headers.append(dict(context.invocation_metadata()))
             tensors = {
-                slot.name: np.frombuffer(raw, DTYPES[slot.datatype]).reshape(tuple(slot.shape))
+                slot.name: _array_of(raw, slot.datatype).reshape(tuple(slot.shape))
                 for slot, raw in zip(request.inputs, request.raw_input_contents, strict=True)
             }
             parameters = {k: getattr(v, v.WhichOneof("parameter_choice")) for k, v in request.parameters.items()}
@@ -66,6 +67,12 @@ def _codes(context: Any) -> Iterator[None]:
         yield
     except CodedError as refusal:
         context.abort(grpc.StatusCode[refusal.code], refusal.message)
+
+
+def _array_of(raw: bytes, dtype: str) -> np.ndarray:
+    if dtype == "BYTES":
+        return deserialize_bytes_tensor(raw)
+    return np.frombuffer(raw, DTYPES[dtype])
 
 
 def _triton_dtype(array: np.ndarray) -> str:
@@ -123,6 +130,14 @@ class HttpFront:
     def __exit__(self, *details: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def _array_of_json(slot: Any) -> np.ndarray:
+    """A tensor whose data are JSON, text among them."""
+    data = slot["data"]
+    if slot["datatype"] == "BYTES":
+        data = [text.encode() for text in data]
+    return np.array(data, DTYPES[slot["datatype"]]).reshape(slot["shape"])
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -183,13 +198,24 @@ class _Handler(BaseHTTPRequestHandler):
         request = json.loads(body[:size])
         tensors, start = {}, size
         for slot in request["inputs"]:
+            if "data" in slot:
+                tensors[slot["name"]] = _array_of_json(slot)
+                continue
             end = start + slot["parameters"]["binary_data_size"]
-            raw = np.frombuffer(body[start:end], DTYPES[slot["datatype"]])
+            raw = _array_of(body[start:end], slot["datatype"])
             tensors[slot["name"]], start = raw.reshape(slot["shape"]), end
         parameters = request.get("parameters", {})
-        parameters.pop("binary_data_output", None)
+        is_binary = parameters.pop("binary_data_output", False) or any(
+            output.get("parameters", {}).get("binary_data") for output in request.get("outputs", [])
+        )
         wanted = [output["name"] for output in request.get("outputs", [])]
         answer = self.fake.infer(match.group(1), tensors, parameters, wanted)
+        if not is_binary:
+            told = [
+                {"name": name, "datatype": _triton_dtype(a), "shape": list(a.shape), "data": a.ravel().tolist()}
+                for name, a in answer.items()
+            ]
+            return json.dumps({"model_name": match.group(1), "model_version": "1", "outputs": told}).encode(), {}
         described = [
             {
                 "name": name,

@@ -1,4 +1,6 @@
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +10,10 @@ from hypothesis import strategies as st
 from orchestrator.errors import InputError, ServerFaultError
 from orchestrator.spec.served_model import (
     ModelInfo,
-    check_rows,
     chunks,
     input_tensor,
     model_from_json,
+    ready_rows,
     scores_output,
     wanted_outputs,
 )
@@ -84,14 +86,43 @@ def test_outputs_are_named_in_the_request_only_where_there_are_others() -> None:
 def test_a_free_size_takes_any_and_a_fixed_one_only_its_own() -> None:
     info = described([tensor("x", -1, 3, -1)], [])
     for width in (1, 7):
-        assert check_rows(info, np.zeros((2, 3, width), np.float32)).name == "x"
+        assert list(ready_rows(info, np.zeros((2, 3, width), np.float32))) == ["x"]
     with pytest.raises(InputError, match=r"\[n, 3, any\]"):
-        check_rows(info, np.zeros((2, 4, 1), np.float32))
+        ready_rows(info, np.zeros((2, 4, 1), np.float32))
 
 
-def test_text_inputs_are_not_for_this_client() -> None:
-    with pytest.raises(InputError, match="numeric"):
-        check_rows(described([tensor("x", -1, 1, datatype="BYTES")], []), np.array([["a"]], object))
+@pytest.mark.parametrize("form", [list, np.array, lambda texts: np.array(texts, object)[:, None]])
+def test_text_in_any_form_is_sent_as_utf_8_of_one_element_per_row(form: Callable[[list[str]], Any]) -> None:
+    info = described([tensor("x", -1, 1, datatype="BYTES")], [])
+    texts = ["", "a\nb", 'with "quotes"', "\N{GRINNING FACE}", "a\0b"]
+    assert ready_rows(info, form(texts))["x"].tolist() == [[text.encode()] for text in texts]
+
+
+def test_bytes_are_sent_as_they_are_and_zeros_at_the_end_of_listed_texts_stay() -> None:
+    info = described([tensor("x", -1, 1, datatype="BYTES")], [])
+    assert ready_rows(info, [b"\xff\xd8", "a\0"])["x"].tolist() == [[b"\xff\xd8"], [b"a\0"]]
+
+
+@pytest.mark.parametrize("bad", [None, 5, 1.5, "\ud800"])
+def test_what_is_no_text_is_refused_with_its_row(bad: object) -> None:
+    rows = np.empty((3, 1), object)
+    rows[:, 0] = ["a", bad, "b"]
+    with pytest.raises(InputError, match=r"row 1: got .*, expected text"):
+        ready_rows(described([tensor("x", -1, 1, datatype="BYTES")], []), rows)
+
+
+def test_several_inputs_are_given_by_name_and_with_one_number_of_rows() -> None:
+    info = described([tensor("a", -1, 2), tensor("b", -1, 1, datatype="BYTES")], [])
+    good = {"b": ["x", "y"], "a": np.zeros((2, 2), np.float32)}
+    assert list(ready_rows(info, good)) == ["a", "b"]
+    for rows, said in [
+        ({"a": good["a"]}, "tensors a, expected a, b"),
+        ({**good, "c": good["a"]}, "tensors b, a, c, expected a, b"),
+        ({**good, "b": ["x"]}, "2 rows in a, 1 rows in b, expected the same number"),
+        (good["a"], "2 inputs"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            ready_rows(info, rows)
 
 
 def test_a_configuration_that_names_a_kind_of_scores_that_there_is_not_is_refused() -> None:

@@ -1,0 +1,260 @@
+"""Which columns of a table make which tensors of a model, and rows from the cells of those columns."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.errors import DataError, shown
+from orchestrator.rows.blocks import ColumnNames, RefusedRow, RowBlock, Rows
+from orchestrator.spec.served_model import AnyRows, ModelInfo, TensorInfo, numpy_dtype
+
+# Names of columns with text and with rows that are looked for where the caller names none.
+USUAL_TEXT = ("text", "sentence")
+USUAL_ROWS = ("image", "images", "rows", "row")
+# Longer text is no row but a file, or a quote that does not end.
+MOST_TEXT_BYTES = 8 << 20
+# What a table holds in one cell; one that could not be read is why.
+Cell = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowForm:
+    """What a row must become: the model's dtype, object for text, and dims with -1 where the size is free."""
+
+    dtype: np.dtype[Any]
+    dims: tuple[int, ...]
+
+    @property
+    def values(self) -> int:
+        """Numbers in one row; DataError where a size is free, so that flat numbers have no shape."""
+        if -1 in self.dims:
+            got = f"a model that takes {list(self.dims)}"
+            raise DataError("rows as flat numbers", got=got, expected="fixed sizes", fix="use .npy")
+        return math.prod(self.dims)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether rows are text."""
+        return self.dtype == np.dtype(object)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorColumns:
+    """The columns that one tensor is made of: one of text or of lists, or one for each of its numbers."""
+
+    tensor: str
+    form: RowForm
+    columns: tuple[str, ...]
+
+    def row(self, cells: Sequence[Cell]) -> Rows:
+        """One row (*dims) of the cells of the columns; DataError where they do not make one."""
+        for name, cell in zip(self.columns, cells, strict=True):
+            if cell is None:
+                raise DataError(name, got="null", expected="a value in every row")
+        if self.form.is_text:
+            return np.array([_text(self.columns[0], cells[0])], object)
+        if isinstance(cells[0], list):
+            return _listed(self.columns[0], cells[0], self.form)
+        numbers = [_number(name, cell, self.form.dtype) for name, cell in zip(self.columns, cells, strict=True)]
+        # A scalar for a tensor of one number, or one column for each number.
+        return np.array(numbers, self.form.dtype).reshape(self.form.dims)
+
+
+def form_of(tensor: TensorInfo, model: str) -> RowForm:
+    """The form of a tensor's rows; InputError where numpy has no such dtype."""
+    dtype = numpy_dtype(tensor, f"input {tensor.name} of model {model}")
+    return RowForm(dtype=dtype, dims=tensor.shape[1:])
+
+
+def tensor_columns(
+    what: str, info: ModelInfo, columns: ColumnNames, names: Sequence[str]
+) -> tuple[TensorColumns, ...]:
+    """The columns of a table for each tensor of a model.
+
+    `text` and `columns` are those of its only tensor of text and of numbers. Another tensor is the column of its
+    name; that of a model with one input is `column`, else one of the usual names, else all that are left.
+
+    Raises DataError where there are no such columns, or the model has no such tensor.
+    """
+    texts = [tensor for tensor in info.inputs if tensor.is_text]
+    numbers = [tensor for tensor in info.inputs if not tensor.is_text]
+    given: dict[str, tuple[str, ...]] = {}
+    for argument, named, tensors in (
+        ("text", columns.text and (columns.text,), texts),
+        ("columns", columns.columns, numbers),
+    ):
+        if named and len(tensors) != 1:
+            kind = "text" if argument == "text" else "numbers"
+            got = ", ".join(f"{tensor.name} {tensor.dtype}" for tensor in info.inputs)
+            fix = "name columns as the inputs are named" if len(tensors) > 1 else f"leave out `{argument}`"
+            raise DataError(f"model {info.name}", got=f"inputs {got}", expected=f"one input of {kind}", fix=fix)
+        given |= {tensors[0].name: tuple(named)} if named else {}
+    return tuple(
+        TensorColumns(
+            tensor=tensor.name,
+            form=form_of(tensor, info.name),
+            columns=given.get(tensor.name) or _found(what, info, tensor, columns, names),
+        )
+        for tensor in info.inputs
+    )
+
+
+def _found(
+    what: str, info: ModelInfo, tensor: TensorInfo, columns: ColumnNames, names: Sequence[str]
+) -> tuple[str, ...]:
+    """The columns of a tensor for which the caller named none."""
+    alone = len(info.inputs) == 1
+    if alone and columns.column is not None:
+        return (columns.column,)
+    for usual in (tensor.name, *(USUAL_TEXT if tensor.is_text else USUAL_ROWS if alone else ())):
+        if usual in names:
+            return (usual,)
+    others = tuple(columns.others(names)) if alone else ()
+    size = 1 if tensor.is_text else math.prod(tensor.shape[1:])
+    if len(others) == 1 or (others and len(others) == size):
+        return others
+    got = f"columns {', '.join(names) or 'none'}"
+    if not alone:
+        raise DataError(what, got=got, expected=f"a column {tensor.name}, as the model's input is named")
+    if tensor.is_text:
+        raise DataError(what, got=got, expected="a column of text", fix="see `text`")
+    if len(tensor.shape) != 2:
+        raise DataError(what, got=got, expected="a column image", fix="see `column`")
+    expected = f"{size} columns of numbers" if size > 0 else "a column of lists of numbers"
+    raise DataError(what, got=got, expected=expected, fix="see `columns` and `column`")
+
+
+def _text(name: str, cell: Cell) -> bytes:
+    """Text as UTF-8; bytes stay as they are."""
+    if isinstance(cell, bytes):
+        data = cell
+    elif isinstance(cell, str):
+        try:
+            data = cell.encode()
+        except UnicodeEncodeError as error:
+            # Surrogates alone, as JSON may have them, or stand for a byte that could not be decoded.
+            half = ord(cell[error.start])
+            got = f"byte 0x{half - 0xDC00:02x}" if 0xDC80 <= half <= 0xDCFF else f"half a character (U+{half:04X})"
+            raise DataError(name, got=f"{got} after {error.start} characters", expected="UTF-8") from error
+    else:
+        raise DataError(name, got=shown(cell), expected="text")
+    if len(data) > MOST_TEXT_BYTES:
+        raise DataError(name, got=f"{len(data):,} bytes of text", expected=f"at most {MOST_TEXT_BYTES:,}")
+    return data
+
+
+def _number(name: str, cell: Cell, dtype: np.dtype[Any]) -> float | int:
+    """A number that the dtype holds, from a number, or from text where a table has nothing else."""
+    if isinstance(cell, CsvText):
+        cell = cell.number()
+    if isinstance(cell, bool) and dtype.kind != "b":
+        cell = int(cell)
+    if not isinstance(cell, (bool, int, float)):
+        raise DataError(name, got=shown(cell), expected="a number")
+    if dtype.kind == "f":
+        return _as_float(cell)
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if cell != cell or cell in (math.inf, -math.inf) or int(cell) != cell or not low <= cell <= high:
+        raise DataError(name, got=shown(cell), expected=f"a whole number from {low} to {high} ({dtype})")
+    return int(cell)
+
+
+def _as_float(cell: float | int) -> float:
+    """Infinity for what is too large, which servers refuse by row."""
+    try:
+        return float(cell)
+    except OverflowError:
+        return math.copysign(math.inf, cell)
+
+
+class CsvText(str):
+    """A cell of CSV, in which numbers are text as all else."""
+
+    __slots__ = ()
+
+    def number(self) -> "float | int | str":
+        """The number that it says, itself where it says none."""
+        text = self.strip()
+        words = {"true": True, "false": False}
+        if text.lower() in words:
+            return words[text.lower()]
+        # Python would take 1_000, and digits of every script.
+        if "_" in text or not text.isascii():
+            return str(self)
+        for read in (int, float):
+            try:
+                return read(text)
+            except ValueError:
+                continue
+        return str(self)
+
+
+def _listed(name: str, cell: list[Any], form: RowForm) -> Rows:
+    """A row from a list of numbers, flat or nested as the dims say."""
+    leaves, shape = _leaves(name, cell)
+    values = np.array([_number(name, leaf, form.dtype) for leaf in leaves], form.dtype)
+    fits = len(shape) == len(form.dims) and all(d in (s, -1) for s, d in zip(shape, form.dims, strict=True))
+    if fits:
+        return values.reshape(shape)
+    if len(shape) == 1 and -1 not in form.dims and len(leaves) == form.values:
+        return values.reshape(form.dims)
+    raise DataError(name, got=f"a list of shape {list(shape)}", expected=f"the model's {list(form.dims)}")
+
+
+def _leaves(name: str, cell: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
+    """The numbers of a nested list, and its shape; DataError where its parts differ in shape."""
+    level, shape = [cell], []
+    while level and all(isinstance(part, list) for part in level):
+        sizes = {len(part) for part in level}
+        if len(sizes) > 1:
+            raise DataError(name, got=f"lists of {min(sizes)} and {max(sizes)} values", expected="equal ones")
+        shape.append(sizes.pop())
+        level = [value for part in level for value in part]
+    return level, tuple(shape)
+
+
+def block_of_cells(ids: Rows, cells: Iterable[Any], tensors: Sequence[TensorColumns]) -> RowBlock:
+    """A block of rows from ids (n,) and n rows of cells, those of the tensors one after another.
+
+    A row of cells may be the DataError why it could not be read.
+    """
+    good, made, refused = [], [], []
+    for index, row in enumerate(cells):
+        try:
+            made.append(_row(row, tensors))
+            good.append(index)
+        except DataError as error:
+            # Readers that know the place of a row in its file have it with the cells.
+            where = getattr(row, "what", "" if isinstance(row, DataError) else "row")
+            said = DataError(
+                f"{where} {error.what}".strip(), got=error.got, expected=error.expected, fix=error.fix
+            )
+            refused.append(RefusedRow(id=ids[index].item(), reason=str(said)))
+    arrays = {one.tensor: stacked([row[place] for row in made]) for place, one in enumerate(tensors)}
+    rows: AnyRows = arrays if len(arrays) > 1 else next(iter(arrays.values()))
+    return RowBlock(ids=ids[good], rows=rows, refused=tuple(refused))
+
+
+def _row(cells: Any, tensors: Sequence[TensorColumns]) -> list[Rows]:
+    if isinstance(cells, DataError):
+        raise cells
+    rows, start = [], 0
+    for one in tensors:
+        stop = start + len(one.columns)
+        rows.append(one.row(cells[start:stop]))
+        start = stop
+    return rows
+
+
+def stacked(rows: Sequence[Rows]) -> Rows:
+    """Rows (*dims) as one array (n, *dims); of different lengths as (n,) objects that are arrays."""
+    if not rows:
+        return np.zeros((0,))
+    if len({row.shape for row in rows}) == 1:
+        return np.stack(rows)
+    ragged = np.empty(len(rows), object)
+    ragged[:] = rows
+    return ragged

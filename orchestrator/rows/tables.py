@@ -1,0 +1,301 @@
+"""Rows out of tables that are text: CSV, TSV and JSON lines, read a row at a time however large the file is."""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.errors import DataError, first_few, shown
+from orchestrator.files import sha256_of_path
+from orchestrator.rows.blocks import (
+    ColumnNames,
+    Indices,
+    RefusedRow,
+    RowBlock,
+    RowPiece,
+    Rows,
+    RowSource,
+    StoredRows,
+    check_ids,
+    check_regular,
+    plain_ids,
+    readable,
+)
+from orchestrator.rows.cells import CsvText, TensorColumns, block_of_cells, tensor_columns
+from orchestrator.rows.labels import MemberClasses, labels_from_array
+from orchestrator.spec.served_model import ModelInfo
+
+CSV_ENDINGS, JSON_ENDINGS = (".csv", ".tsv"), (".jsonl", ".ndjson")
+TABLE_ENDINGS = (*CSV_ENDINGS, *JSON_ENDINGS)
+# Several pieces wait for the members, and texts may be of any length.
+PIECE_BYTES = 8 << 20
+# The module's own limit of 128 KiB ends the reading; ours, in `rows.cells`, refuses the row.
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+# The line on which a row ends, and its cells by column, or why it has none.
+Record = tuple[int, "dict[str, Any] | DataError"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTable:
+    """A table in a text file.
+
+    Args:
+        names: its columns; of JSON lines every key of any line.
+        total: number of rows.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    total: int
+
+    def cells(self, columns: Sequence[str]) -> Iterator[Any]:
+        """The cells of some columns in order, a list for each row, or the DataError of a bad one; None is null."""
+        for number, (line, record) in enumerate(_records(self.path)):
+            what = f"{self.path} row {number} (line {line})"
+            if isinstance(record, DataError):
+                yield _named(what, record)
+            else:
+                yield _Cells([record.get(name) for name in columns], what)
+
+    def column(self, name: str) -> list[Any]:
+        """One small column of all rows; DataError where a row cannot be read."""
+        column = []
+        for cells in self.cells([name]):
+            # Which row it is can no longer be told.
+            if isinstance(cells, DataError):
+                raise cells
+            column.append(cells[0])
+        return column
+
+
+class _Cells(list[Any]):
+    """The cells of one row, and its place for errors."""
+
+    def __init__(self, cells: list[Any], what: str) -> None:
+        super().__init__(cells)
+        self.what = what
+
+
+def _named(what: str, error: DataError) -> DataError:
+    return DataError(f"{what} {error.what}".rstrip(), got=error.got, expected=error.expected, fix=error.fix)
+
+
+def text_table(path: Path) -> TextTable:
+    """A table, which is read once; DataError where it cannot be, or has no rows."""
+    check_regular(path, f"{path}")
+    names: dict[str, None] = {}
+    total = 0
+    if path.suffix.lower() in CSV_ENDINGS:
+        names = dict.fromkeys(_header(path))
+    for _, record in _records(path):
+        total += 1
+        if isinstance(record, dict):
+            names |= dict.fromkeys(record)
+    if not total:
+        raise DataError(f"{path}", got="no rows", expected="at least one")
+    return TextTable(path=path, names=tuple(names), total=total)
+
+
+def _records(path: Path) -> Iterator[Record]:
+    return (_csv_records if path.suffix.lower() in CSV_ENDINGS else _json_records)(path)
+
+
+@contextmanager
+def _csv_reader(path: Path) -> Iterator[Any]:
+    # Bytes that are no UTF-8 become halves of characters, so that only their row is refused.
+    with readable(f"{path}"), path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(file.readline())
+        file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            yield reader
+        except csv.Error as error:
+            expected = "quotes around a cell, doubled inside it, as in RFC 4180"
+            raise DataError(f"{path} line {reader.line_num}", got=f"{error}", expected=expected) from error
+
+
+def _delimiter(header: str) -> str:
+    """What stands between the names of the columns: some programs write a semicolon."""
+    return next((one for one in ",;\t" if one in header), ",")
+
+
+def _header(path: Path) -> list[str]:
+    with _csv_reader(path) as reader:
+        names: list[str] = next(filter(None, reader), [])
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}", got=f"several columns {first_few(twice)}", expected="names that differ")
+    return names
+
+
+def _csv_records(path: Path) -> Iterator[Record]:
+    with _csv_reader(path) as reader:
+        rows = filter(None, reader)
+        names: list[str] = next(rows, [])
+        for cells in rows:
+            if len(cells) == len(names):
+                yield reader.line_num, dict(zip(names, map(CsvText, cells), strict=True))
+            else:
+                got = f"{len(cells)} cells"
+                yield reader.line_num, DataError("", got=got, expected=f"{len(names)}, one for each column")
+
+
+def _json_records(path: Path) -> Iterator[Record]:
+    with readable(f"{path}"), path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _json_record(line)
+
+
+def _json_record(line: bytes) -> "dict[str, Any] | DataError":
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return DataError("", got=f"byte 0x{line[error.start]:02x} at {error.start}", expected="UTF-8")
+    # A number of more digits than Python reads is a ValueError of another kind.
+    except (ValueError, RecursionError) as error:
+        return DataError("", got=f"no JSON ({error})", expected="an object in each line")
+    return value if isinstance(value, dict) else DataError("", got=shown(value), expected="an object of columns")
+
+
+def table_rows(path: Path, info: ModelInfo, *, columns: ColumnNames) -> StoredRows:
+    """The rows of a CSV, TSV or JSON lines file, for `committee batch`.
+
+    Raises DataError where it is unreadable, empty, or without usable columns.
+    """
+    table = text_table(path)
+    columns = columns.found_in(f"{path}", "columns", table.names)
+    tensors = tensor_columns(f"{path}", info, columns, table.names)
+    key = columns.id_column
+    ids = np.arange(table.total) if key is None else _ids(table, key)
+    names = _columns_of(tensors)
+
+    def blocks(size: int) -> Iterator[RowBlock]:
+        for first, cells in _pieces(table.cells([*names, *columns.keep_columns]), size):
+            block = block_of_cells(np.arange(first, first + len(cells)), cells, tensors)
+            refused = tuple(_with_id(one, ids) for one in block.refused)
+            kept = {
+                name: np.array([_kept(cells[row - first][place]) for row in block.ids], np.str_)
+                for place, name in enumerate(columns.keep_columns, len(names))
+            }
+            yield RowBlock(ids=ids[block.ids], rows=block.rows, refused=refused, kept=kept)
+
+    kept_types = dict.fromkeys(columns.keep_columns, np.dtype(np.str_))
+    return StoredRows(total=table.total, blocks=blocks, kept_types=kept_types)
+
+
+def table_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: MemberClasses) -> RowSource:
+    """The rows of a CSV, TSV or JSON lines file, for `committee record`.
+
+    Raises DataError where it is unreadable, empty, or without usable columns.
+    """
+    table = text_table(path)
+    columns = columns.found_in(f"{path}", "columns", table.names)
+    tensors = tensor_columns(f"{path}", info, columns, table.names)
+    key, label = columns.id_column, columns.label_column
+    ids = np.arange(table.total) if key is None else _ids(table, key)
+    check_ids(f"{path} ids", ids, table.total)
+    labels, missing = (None, None) if label is None else _labels(f"{path} {label}", table.column(label))
+    row_labels = labels_from_array(f"{path}", labels, rows=table.total, classes=classes, missing=missing)
+    names = _columns_of(tensors)
+    with readable(f"{path}"):
+        sha256 = sha256_of_path(path)
+
+    def pieces(wanted: Indices, start: int, size: int) -> Iterator[RowPiece]:
+        for first, cells in _pieces(_wanted(table.cells(names), wanted[start:]), size):
+            at = start + first
+            positions = np.arange(at, at + len(cells))
+            yield RowPiece(first=at, stop=at + len(cells), load=partial(block_of_cells, positions, cells, tensors))
+
+    return RowSource(
+        name=f"{path}",
+        ids=ids,
+        labels=row_labels,
+        pieces=pieces,
+        identity={"file_sha256": sha256, "columns": f"{', '.join(names)}, {key}"},
+        data_sha256=sha256,
+    )
+
+
+def _columns_of(tensors: Sequence[TensorColumns]) -> list[str]:
+    return [name for one in tensors for name in one.columns]
+
+
+def _wanted(cells: Iterator[Any], wanted: Indices) -> Iterator[Any]:
+    """The rows at some places, which ascend."""
+    places = iter(wanted.tolist())
+    place = next(places, None)
+    for number, row in enumerate(cells):
+        if place is None:
+            return
+        if number == place:
+            yield row
+            place = next(places, None)
+
+
+def _pieces(rows: Iterator[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
+    """Neighbouring rows and the place of the first: at most `size` of them, and of text some MiB."""
+    held: list[Any] = []
+    first = held_bytes = 0
+    for row in rows:
+        held.append(row)
+        # By the data alone, so that a resumed run reads the same pieces.
+        held_bytes += 0 if isinstance(row, DataError) else sum(len(c) for c in row if isinstance(c, (str, list)))
+        if len(held) >= size or held_bytes >= PIECE_BYTES:
+            yield first, held
+            first, held, held_bytes = first + len(held), [], 0
+    if held:
+        yield first, held
+
+
+def _with_id(row: RefusedRow, ids: Rows) -> RefusedRow:
+    return replace(row, id=ids[row.id].item())
+
+
+def _kept(cell: Any) -> str:
+    """A cell as text: what is no text as JSON has it, nothing for null."""
+    if cell is None:
+        return ""
+    text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+    # Halves of characters, which nothing could write down.
+    return text.encode(errors="replace").decode()
+
+
+def _ids(table: TextTable, name: str) -> Rows:
+    what = f"{table.path} {name}"
+    ids = table.column(name)
+    if None in ids or "" in ids:
+        row = next(row for row, one in enumerate(ids) if one in (None, ""))
+        raise DataError(what, got=f"none in row {row}", expected="an id in every row")
+    return plain_ids(what, _alike(what, ids), len(ids))
+
+
+def _labels(what: str, cells: list[Any]) -> tuple[Rows, Any]:
+    """The labels that there are, and which rows (n,) have none."""
+    missing = np.array([cell in (None, "") for cell in cells], np.bool_)
+    return _alike(what, [cell for cell in cells if cell not in (None, "")]), missing
+
+
+def _alike(what: str, cells: list[Any]) -> Rows:
+    """Ids or labels as an array: numbers where all are, else text; DataError where they are of several kinds."""
+    if all(isinstance(cell, CsvText) for cell in cells):
+        # Only what is written as the number is, so that 007 stays what it is.
+        numbers = [int(cell) if _INTEGER.fullmatch(cell) else None for cell in cells]
+        cells = [str(cell) for cell in cells] if None in numbers else numbers
+    for row, cell in enumerate(cells):
+        if not isinstance(cell, (str, int, float)) or isinstance(cell, str) != isinstance(cells[0], str):
+            got = f"{shown(cell)} after {shown(cells[0])}" if row else shown(cell)
+            raise DataError(what, got=got, expected="whole numbers, or text in every row")
+    try:
+        return np.array(cells) if cells else np.zeros(0, np.int64)
+    except OverflowError as error:
+        raise DataError(what, got="a number of more than 64 bits", expected="whole numbers or text") from error

@@ -1,0 +1,84 @@
+"""`committee record` over texts and columns of numbers."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.__main__ import run
+from orchestrator.errors import InputError
+from orchestrator.local import LocalMembers
+from orchestrator.planner.records import records_from_path
+from tests.recording.text_members import GOOD, write_numbers_member, write_text_member
+
+Record = Callable[..., str]
+
+
+@pytest.fixture
+def record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Record:
+    """Runs the command over members in the folder; gives what it printed, to stderr where it failed."""
+    write_text_member(tmp_path)
+    write_numbers_member(tmp_path)
+
+    def recorded(*words: object, code: int = 0) -> str:
+        asked = ["record", *map(str, words), "--repository", str(tmp_path), "-o", str(tmp_path / "out.npz")]
+        assert run(asked) == code, capsys.readouterr()
+        captured = capsys.readouterr()
+        assert not code or captured.err.count("\n") == 1, captured.err
+        return captured.err if code else captured.out
+
+    return recorded
+
+
+def test_texts_of_a_table_are_recorded_with_ids_and_labels(tmp_path: Path, record: Record) -> None:
+    texts = [*GOOD, "", "other\0thing", "bad"]
+    with (tmp_path / "in.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["key", "review", "mood"])
+        rows.writerows([[f"k{n}", text, "good" if n < 3 else "bad"] for n, text in enumerate(texts)])
+    said = record(
+        "words", "--data", tmp_path / "in.csv", "--text", "review", "--label", "mood", "--id-column", "key"
+    )
+    assert "6 rows, 2 classes, 1 members" in said
+    assert "words: accuracy 1.0000" in said
+    records = records_from_path(tmp_path / "out.npz")
+    assert records.ids.tolist() == [f"k{n}" for n in range(6)]
+    assert records.outputs["words"][:, 1].tolist() == [3, 3, 3, -3, -3, -3]
+
+
+def test_a_bad_row_stops_the_recording_with_its_place_or_is_left_out(tmp_path: Path, record: Record) -> None:
+    lines = ['{"text": "good", "label": 1}', '{"text": null, "label": 0}', '{"text": "x", "label": 0}']
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    said = record("words", "--data", tmp_path / "in.jsonl", code=2)
+    assert "in.jsonl row 1 (line 2) text: got null" in said
+    assert "--skip-bad" in said
+    record("words", "--data", tmp_path / "in.jsonl", "--skip-bad")
+    records = records_from_path(tmp_path / "out.npz")
+    assert records.ids.tolist() == [0, 2]
+    assert records.labels is not None
+    assert records.labels.tolist() == [1, 0]
+
+
+def test_columns_of_numbers_are_recorded(tmp_path: Path, record: Record) -> None:
+    (tmp_path / "in.csv").write_text("z,y,x,label\n1,0,2,1\n5,0,2,0\n")
+    said = record("table", "--data", tmp_path / "in.csv", "--columns", "x,y,z")
+    assert "table: accuracy 1.0000" in said
+    assert "expected one input of text" in record("table", "--data", tmp_path / "in.csv", "--text", "x", code=2)
+    assert "expected q; see --columns" in record("table", "--data", tmp_path / "in.csv", "--columns", "q", code=2)
+
+
+def test_a_local_member_takes_texts_in_any_form(tmp_path: Path) -> None:
+    write_text_member(tmp_path)
+    members = LocalMembers(tmp_path, ["words"])
+    for rows in (["good", "no"], np.array(["good", "no"]), np.array([[b"good"], [b"no"]], object)):
+        assert members.ask("words", rows).argmax(axis=1).tolist() == [1, 0]
+    with pytest.raises(InputError, match="input text of member words: got bytes that are no text"):
+        members.ask("words", [b"\xff"])
+
+
+def test_the_summary_as_json_is_one_document(tmp_path: Path, record: Record) -> None:
+    (tmp_path / "in.tsv").write_text("text\tlabel\ngood\t1\nother\t0\n")
+    assert json.loads(record("words", "--data", tmp_path / "in.tsv", "--json"))["rows"] == 2

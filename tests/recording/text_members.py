@@ -1,0 +1,51 @@
+"""Tiny members that take text or numbers, so that a recording takes milliseconds."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from orchestrator.spec import Manifest, TensorSpec
+from orchestrator.spec.manifest import json_from_manifest
+from tests.onnx_models import model_of
+
+GOOD = ("good", "fine \N{GRINNING FACE}", 'a "b"\nc')
+NAMES = ("bad", "good")
+
+
+def _write(repository: Path, name: str, model: Any, inputs: tuple[TensorSpec, ...], macs: float) -> None:
+    data = model.SerializeToString()
+    folder = repository / name
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.onnx").write_bytes(data)
+    manifest = Manifest(
+        name=name, file="1/model.onnx", sha256=hashlib.sha256(data).hexdigest(), source="made up",
+        precision="fp32", opset=18, output_kind="logits", parameters=1, macs=macs, inputs=inputs,
+        output=TensorSpec(name="logits", dtype="FP32", dims=(2,)), macs_counter="by hand", labels=NAMES,
+    )  # fmt: skip
+    (folder / "manifest.json").write_text(json_from_manifest(manifest), encoding="utf-8")
+
+
+def write_text_member(repository: Path, name: str = "words", *, sure: float = 3.0) -> None:
+    """Class 1 for the texts of `GOOD`, class 0 for all others."""
+    attributes = {"keys_strings": list(GOOD), "values_floats": [sure] * len(GOOD), "default_float": -sure}
+    nodes = [
+        helper.make_node("LabelEncoder", ["text"], ["score"], domain="ai.onnx.ml", **attributes),
+        helper.make_node("Neg", ["score"], ["other"]),
+        helper.make_node("Concat", ["other", "score"], ["logits"], axis=1),
+    ]
+    model = model_of(nodes, {"text": (TensorProto.STRING, ["n", 1])}, {"logits": ["n", 2]}, ir=8)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+    _write(repository, name, model, (TensorSpec(name="text", dtype="STRING", dims=(1,)),), 10)
+
+
+def write_numbers_member(repository: Path, name: str = "table") -> None:
+    """Class 1 where the first of three numbers is larger than the last."""
+    weights = np.array([[-1, 1], [0, 0], [1, -1]], np.float32)
+    model = model_of(
+        [helper.make_node("MatMul", ["features", "weights"], ["logits"])],
+        {"features": ["n", 3]}, {"logits": ["n", 2]}, {"weights": weights}, ir=8,
+    )  # fmt: skip
+    _write(repository, name, model, (TensorSpec(name="features", dtype="FP32", dims=(3,)),), 6)
