@@ -14,9 +14,12 @@ from rich.table import Table
 from orchestrator.cli.console import (
     Ca,
     Cert,
+    ColumnsOption,
     Headers,
     Key,
+    TextOption,
     endpoint_from_options,
+    listed_names,
     print_json,
     progress,
     stdout_console,
@@ -28,7 +31,8 @@ from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
 from orchestrator.planner.replay import StageExplanation, explain_rows
 from orchestrator.repository.index import cascade_in, labels_in, picture_reader
-from orchestrator.rows.opening import NamedRow, named_rows
+from orchestrator.rows.blocks import ColumnNames
+from orchestrator.rows.named import NamedRow, named_rows
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.served_model import ModelInfo
 
@@ -48,7 +52,11 @@ class InferResult:
 def infer(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="ROW...", help="digit:INDEX, a .npy file, or a picture (.png, .jpg, ...)."),
+        typer.Argument(
+            metavar="ROW...",
+            help="A picture (.png, .jpg, ...), a .npy file, a table (.csv, .tsv, .jsonl), digit:INDEX; text; "
+            "numbers with commas; a JSON object; - for a row in each line of stdin.",
+        ),
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
     url: Annotated[
@@ -64,6 +72,8 @@ def infer(
     cert: Cert = None,
     key: Key = None,
     header: Headers = None,
+    text: TextOption = None,
+    columns: ColumnsOption = None,
     min_stage: Annotated[int, typer.Option(help="No exit before this stage.")] = 0,
     max_stage: Annotated[int | None, typer.Option(help="Answer at this stage at the latest.")] = None,
     threshold_shift: Annotated[float, typer.Option(help="Added to every threshold; positive is stricter.")] = 0.0,
@@ -83,9 +93,13 @@ def infer(
     """Ask a served model about rows, one request each, so that every latency is a row's own.
 
     A .npy file holds one row or a batch of them. Pictures go through the `preprocess` section of the model's
-    cascade.json (or a member's manifest.json). For whole data sets use `committee batch`.
+    cascade.json (or a member's manifest.json). A model of text is asked about the words themselves, one of a list
+    of numbers about 5.1,3.5,1.4 (behind -- where the first is negative), one of several inputs about
+    '{"text": "...", "age": 41}'. For whole data sets use `committee batch`.
 
     Example: committee infer --model digits_cascade digit:3 digit:1500 --explain
+
+    Text: committee infer --model reviews "a sentence" "another one"
     """
     policy = Policy(
         min_stage=min_stage,
@@ -102,11 +116,12 @@ def infer(
         ignored = parameters_from_policy(policy)
         if ignored and not info.has_stages:
             typer.echo(f"note: {info.name} has no stages and ignores {', '.join(ignored)}", err=True)
-        rows = named_rows(sources, info, read_picture=picture_reader(repository, info))
+        named = ColumnNames(text=text, columns=listed_names(columns))
+        rows = named_rows(sources, info, read_picture=picture_reader(repository, info), columns=named)
         with progress(f"asking {model}", len(rows)) as advance:
             asked = []
-            for named in rows:
-                asked.append(_ask(client, model, named, policy=policy, spec=spec))
+            for row in rows:
+                asked.append(_ask(client, model, row, policy=policy, spec=spec))
                 advance(1)
         if (note := client.kinds.note(info)) is not None:
             typer.echo(f"note: {note}", err=True)
@@ -206,7 +221,8 @@ def label_text(label: int, labels: Sequence[str] | None) -> str:
 
 def _document(one: InferResult, labels: Sequence[str] | None) -> dict[str, Any]:
     answer = one.answer
-    value: dict[str, Any] = {"row": one.named.name, "label": answer.label[0]}
+    name = one.named.name if one.named.words is None else one.named.words
+    value: dict[str, Any] = {"row": name, "label": answer.label[0]}
     if labels is not None:
         value["label_name"] = label_text(int(answer.label[0]), labels)
     if one.named.truth is not None:

@@ -1,26 +1,21 @@
 """The readers of stored rows, by what a path or a word such as digits:plan names."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import DataError
-from orchestrator.rows.arrays import array_from_path, digits_array, mapped_npy
+from orchestrator.rows.arrays import array_from_path, digits_array
 from orchestrator.rows.blocks import (
     ColumnNames,
-    Rows,
     RowSource,
     StoredRows,
     check_regular,
-    check_rows_of,
     is_hidden,
 )
-from orchestrator.rows.digits import digit_image
 from orchestrator.rows.labels import MemberClasses
-from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, folder_source, picture_bytes
+from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, folder_source
 from orchestrator.rows.tables import TABLE_ENDINGS, table_rows, table_source
-from orchestrator.spec.served_model import ModelInfo, input_tensor
+from orchestrator.spec.served_model import ModelInfo
 
 
 def row_source(
@@ -105,48 +100,3 @@ def is_parquet(path: Path) -> bool:
         if ".parquet" in endings or endings & PICTURE_ENDINGS:
             return not endings & PICTURE_ENDINGS
     return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedRow:
-    """One row (1, *dims) to ask about, and its label where that is known; rows of one file are numbered."""
-
-    name: str
-    row: Rows
-    truth: int | None = None
-
-
-def named_rows(sources: Sequence[str], info: ModelInfo, *, read_picture: ReadPicture) -> list[NamedRow]:
-    """A few rows, in order, from "digit:INDEX" or paths of .npy files and pictures, checked against the model.
-
-    Raises DataError where something is missing or cannot be read, InputError for rows that do not fit the model.
-    """
-    rows = [named for source in sources for named in _named_rows(source, info, read_picture)]
-    for named in rows:
-        check_rows_of(f"{named.name}:", info, named.row)
-    return rows
-
-
-def _named_rows(source: str, info: ModelInfo, read_picture: ReadPicture) -> list[NamedRow]:
-    if source.startswith("digit:"):
-        text = source.removeprefix("digit:")
-        if not text.isdecimal():
-            raise DataError(source, got=repr(text), expected="a whole number, as in digit:12")
-        image, label = digit_image(int(text))
-        return [NamedRow(name=source, row=image[None], truth=label)]
-    path = Path(source)
-    suffix = path.suffix.lower()
-    if suffix not in (*PICTURE_ENDINGS, ".npy"):
-        expected = "digit:INDEX, .npy, .png or .jpg, or another kind of picture"
-        raise DataError(source, got="an unknown kind of row", expected=expected)
-    if not path.exists():
-        raise DataError(source, got="no such file")
-    if suffix != ".npy":
-        return [NamedRow(name=source, row=read_picture(picture_bytes(path, source), source)[None])]
-    check_regular(path, f"{path}")
-    array = mapped_npy(path)
-    if array.ndim == len(input_tensor(info).shape) - 1:  # one row without a batch axis
-        return [NamedRow(name=f"{path}", row=array[None])]
-    if array.ndim == 0 or len(array) == 0:
-        raise DataError(f"{path}", got=f"shape {list(array.shape)}", expected="at least one row")
-    return [NamedRow(name=f"{path}[{index}]", row=array[index : index + 1]) for index in range(len(array))]

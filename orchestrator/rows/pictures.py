@@ -76,11 +76,12 @@ def reader_for(info: ModelInfo, preprocess: Callable[[], Preprocess]) -> ReadPic
     `preprocess` says how pictures become rows; it is called when the first one is read.
     """
     keep_quiet()
-    tensor = input_tensor(info)
-    dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
     once = functools.cache(preprocess)
 
     def read(data: bytes, what: str) -> Rows:
+        # A model that takes no pictures has other rows.
+        tensor = input_tensor(info)
+        dtype = INPUT_DTYPES.get(tensor.dtype, "float32")
         image = image_from_bytes(data, what=what)
         return row_from_image(image, once(), dtype=dtype, dims=tensor.shape[1:], what=what)
 

@@ -153,10 +153,11 @@ def _json_records(path: Path) -> Iterator[Record]:
     with readable(f"{path}"), path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield number, _json_record(line)
+                yield number, json_record(line)
 
 
-def _json_record(line: bytes) -> "dict[str, Any] | DataError":
+def json_record(line: bytes) -> "dict[str, Any] | DataError":
+    """The cells of a line of JSON by column, or why it has none."""
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -181,7 +181,8 @@ def test_explain_needs_a_plan(asking: Asking, saved: Callable[..., Path]) -> Non
     ("source", "text"),
     [
         ("missing.npy", "no such file"),
-        ("rows.csv", "expected digit:INDEX, .npy, .png or .jpg"),
+        ("rows.csv", "no such file"),
+        ("rows.doc", "expected digit:INDEX, .npy, .png or .jpg"),
         ("digit:x", "expected a whole number"),
         ("digit:-1", "expected a whole number"),
     ],

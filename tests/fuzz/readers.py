@@ -21,7 +21,8 @@ from orchestrator.planner.records import random_members, records_file_from_path,
 from orchestrator.planner.replay import evaluate
 from orchestrator.rows.blocks import ColumnNames
 from orchestrator.rows.labels import MemberClasses
-from orchestrator.rows.opening import named_rows, row_source, stored_rows
+from orchestrator.rows.named import named_rows
+from orchestrator.rows.opening import row_source, stored_rows
 from orchestrator.rows.pictures import reader_for
 from orchestrator.spec import (
     CascadeSpec,

@@ -15,7 +15,8 @@ from orchestrator.errors import DataError
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.rows.blocks import ColumnNames
 from orchestrator.rows.labels import class_map_from_path, names_beside
-from orchestrator.rows.opening import named_rows, stored_rows
+from orchestrator.rows.named import named_rows
+from orchestrator.rows.opening import stored_rows
 from orchestrator.rows.pictures import picture_bytes
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
 from tests.recording.builders import picture, png, rows_of, write_folder, write_member
