@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper, shape_inference, version_converter
 
 from export.cost.shapes import outline_of
 from export.parity import MAX_ABS_ERROR, Rows, answers_of, session_of
+from export.tensor_rows import AnyRows
 from orchestrator.errors import ExportError, first_line
 from orchestrator.graphs.combining import IR_VERSION, OPSET
 from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, all_nodes, inlined, opset_of
@@ -41,12 +42,12 @@ def with_one_import(model: onnx.ModelProto) -> None:
 
 
 def at_common_opset(
-    model: onnx.ModelProto, rows: Rows, *, subject: str, keep_opset: bool = False
+    model: onnx.ModelProto, rows: AnyRows, *, subject: str, keep_opset: bool = False
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """The model at the opset of all members and without functions, where it answers as before; and the changes.
 
     What cannot be brought there stays at its own opset, which every supported runtime reads up to MAX_OPSET, and
-    with `keep_opset` also above it. Answers to rows (n, *dims) of the one input are compared.
+    with `keep_opset` also above it. Answers to rows are compared.
 
     Raises ExportError where its opset is above MAX_OPSET and it cannot be brought down.
     """
@@ -117,7 +118,7 @@ def _changes(model: onnx.ModelProto, found: int, opset: int) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _answers_in_each_branch(model: onnx.ModelProto, rows: Rows) -> list[Rows]:
+def _answers_in_each_branch(model: onnx.ModelProto, rows: AnyRows) -> list[Rows]:
     return [answers_of(session_of(one.SerializeToString()), rows, batch=len(rows)) for one in _each_branch(model)]
 
 

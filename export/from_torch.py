@@ -1,8 +1,10 @@
 """A framework model as an ONNX model with a dynamic batch axis."""
 
+import inspect
 import logging
 import tempfile
 import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +19,35 @@ from orchestrator.graphs.combining import IR_VERSION, OPSET
 
 
 def onnx_from_torch(
-    model: nn.Module, example: torch.Tensor, *, input_name: str = "image", output_name: str = "logits"
+    model: nn.Module,
+    example: torch.Tensor | Mapping[str, torch.Tensor],
+    *,
+    varying: Collection[str] = (),
+    input_name: str = "image",
+    output_name: str = "logits",
 ) -> onnx.ModelProto:
     """The model as ONNX, checked, without the exporter's notes; weights of any size are in it.
 
-    The model is in evaluation mode and has one tensor in and one out. The example has at least two rows, so that
-    the batch axis is not taken for a constant 1. Raises ExportError for what the exporter cannot put into a graph.
+    The model is in evaluation mode and has one tensor out. Examples of several tensors are by their names, in the
+    model's order; the first axis behind the batch is free for those that are `varying`. An example has at least
+    two rows, and a length of at least two, so that neither axis is taken for a constant 1.
+
+    Raises:
+        ExportError: the exporter cannot put the model into a graph.
     """
+    tensors = example if isinstance(example, Mapping) else {input_name: example}
     # The exporter logs every optional operator set that is not installed.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     # It logs as errors what it then handles, and raises the rest.
     logging.getLogger("torch.export").setLevel(logging.CRITICAL)
+    # It logs what it does not fold.
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="committee-export-") as folder:
         # Through a file: a model over 2 GB cannot be serialised in one piece, and its checker wants a path.
         path = Path(folder) / "model.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = _exported(model, example, input_name, output_name)
+            program = _exported(model, tensors, varying, output_name)
             size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
             program.save(str(path), external_data=size > EXTERNAL_OVER_BYTES)
         proto = onnx.load(str(path))
@@ -46,36 +60,41 @@ def onnx_from_torch(
     return proto
 
 
-def require_answer(model: nn.Module, example: torch.Tensor) -> None:
+def require_answer(model: nn.Module, *example: torch.Tensor) -> None:
     """Raises ExportError where a network fails on an input or gives no scores: shorter than the exporter's."""
+    shapes = [" x ".join(map(str, one.shape[1:])) for one in example]
     try:
         with torch.inference_mode():
-            said = model(example)
+            said = model(*example)
     # Whatever the network raises on an input it cannot take.
     except Exception as error:
         raise ExportError(
             "the network",
             got=f"{type(error).__name__}: {first_line(error)}",
-            expected=f"an answer to rows of {' x '.join(map(str, example.shape[1:]))}",
+            expected=f"an answer to rows of {' and '.join(shapes)}",
             fix="choose another `resolution_px` or `dims`",
         ) from error
-    if not isinstance(said, torch.Tensor) or said.ndim != 2 or len(said) != len(example):
+    if not isinstance(said, torch.Tensor) or said.ndim != 2 or len(said) != len(example[0]):
         got = f"shape {list(said.shape)}" if isinstance(said, torch.Tensor) else type(said).__name__
         raise ExportError("the network's output", got=got, expected="one tensor (rows, classes)")
 
 
 def _exported(
-    model: nn.Module, example: torch.Tensor, input_name: str, output_name: str
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], varying: Collection[str], output_name: str
 ) -> torch.onnx.ONNXProgram:
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    shapes = tuple({0: batch, 1: length} if name in varying else {0: batch} for name in tensors)
+    # A model that takes any number of tensors has one argument for all of them.
+    starred = any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(model.forward).parameters.values())
     try:
         program = torch.onnx.export(
             model,
-            (example,),
+            tuple(tensors.values()),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[input_name],
+            input_names=list(tensors),
             output_names=[output_name],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=(shapes,) if starred else shapes,
             optimize=True,
             verbose=False,
         )
@@ -114,23 +133,25 @@ _CHUNK = 4
 _TARGET = 0.5
 
 
-def spread_scores(network: nn.Module, images: np.ndarray[Any, Any], *, seed: int = 0) -> dict[str, float]:
+def spread_scores(network: nn.Module, *rows: np.ndarray[Any, Any], seed: int = 0) -> dict[str, float]:
     """Changes a network in place so that its top probabilities spread; returns their quantiles.
 
-    The network, image in, logits out, is in evaluation mode before and after; `images` are at least 16 varied
-    rows, float32 (n, c, h, w). Raises ExportError where it has no linear head, or answers every row alike.
+    The network, in evaluation mode before and after, gives logits of what it takes: one array of at least 16
+    varied rows per argument, float32 (n, c, h, w) of images. Raises ExportError where it has no linear head, or
+    answers every row alike.
     """
-    rows = torch.from_numpy(np.ascontiguousarray(images))
+    tensors = [torch.from_numpy(np.ascontiguousarray(one)) for one in rows]
+    parts = list(zip(*(torch.split(one, _CHUNK) for one in tensors), strict=True))
     torch.manual_seed(seed)
     for module in network.modules():
         # Convolutions with a bias are not normalised, such as the gates of squeeze-and-excitation. Drawn wide they
         # saturate, and gates that are open or shut in every block leave one row with all the signal.
         if isinstance(module, nn.Conv2d) and module.bias is None:
             nn.init.kaiming_normal_(module.weight)
-    _learn_statistics(network, rows)
+    _learn_statistics(network, parts)
     head = _head(network)
     with torch.inference_mode():
-        logits = torch.cat([network(part) for part in torch.split(rows, _CHUNK)]).double()
+        logits = torch.cat([network(*part) for part in parts]).double()
     centred = logits - logits.mean(dim=0)
     if not torch.isfinite(centred).all() or centred.abs().max() < 1e-6:
         raise ExportError("random weights", got="the same answer for every row", fix="try another `seed`")
@@ -160,7 +181,7 @@ def _scale(centred: torch.Tensor) -> float:
     return high
 
 
-def _learn_statistics(network: nn.Module, rows: torch.Tensor) -> None:
+def _learn_statistics(network: nn.Module, parts: Sequence[tuple[torch.Tensor, ...]]) -> None:
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
@@ -172,8 +193,8 @@ def _learn_statistics(network: nn.Module, rows: torch.Tensor) -> None:
         norm.momentum = None
         norm.train()
     with torch.no_grad():
-        for part in torch.split(rows, _CHUNK):
-            network(part)
+        for part in parts:
+            network(*part)
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -17,6 +17,7 @@ import onnx
 from export import members
 from export.compat import portable
 from export.cost.counting import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
+from export.cost.lengths import FITTED, length_of
 from export.images import preprocess_only, with_preprocess
 from export.members import EXTERNAL_OVER_BYTES, MODEL_FILE, PackedModel
 from export.output import (
@@ -31,6 +32,7 @@ from export.parity import (
     MIN_ROWS,
     image_parity,
     in_the_same_order,
+    length_parity,
     original_of,
     parity_of,
     pillow_processed,
@@ -41,9 +43,10 @@ from export.precision.overflow import processor_flags_of
 from export.proof import prove_model, refresh_member
 from export.runtimes import installed_version
 from export.sources import ExportOptions, LoadedModel, SourceRef, identify
+from export.tensor_rows import AnyRows, TensorRows, made_up_rows, rows_of_lengths
 from orchestrator.errors import CommitteeError, ExportError
 from orchestrator.graphs.editing import opset_of
-from orchestrator.spec import Manifest, Preprocess, TensorSpec, manifest_from_path
+from orchestrator.spec import Manifest, Preprocess, RowLength, TensorSpec, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE
 from orchestrator.spec.validation import NAME
@@ -83,6 +86,9 @@ class MemberExport:
             # Left out where they are not given, so that members of earlier exports stay current.
             **({"keep_opset": True} if asked.keep_opset else {}),
             **({"macs": asked.macs} if asked.macs is not None else {}),
+            **({"max_length": asked.max_length} if asked.max_length is not None else {}),
+            **({"inputs": dict(asked.inputs)} if asked.inputs else {}),
+            **({"pads": dict(asked.pads)} if asked.pads else {}),
             **label_options(asked.labels),
             "parity_rows": self.parity_rows,
             "max_batch_size": self.max_batch_size,
@@ -120,19 +126,21 @@ def export_member(
     loaded = plan.source.load()
     if plan.options.labels is not None:
         loaded = dataclasses.replace(loaded, labels=plan.options.labels)
+    tensors = tuple(kind.spec for kind in loaded.kinds)
     tensor = TensorSpec(name="image", dtype=loaded.dtype, dims=loaded.dims)
     if loaded.processing is not None:
         image_px = plan.image_px or loaded.processing.image_px()
         assert image_px is not None
         tensor = TensorSpec(name="image", dtype="UINT8", dims=(loaded.processing.channels, *image_px))
         loaded = in_the_same_order(loaded, varied_rows(tensor, 4, seed=1))
+    tensors = tensors or (tensor,)
     spread = _spread(loaded, plan, tensor)
     say("exporting to ONNX")
     model = portable(_network(loaded))
     if loaded.processing is not None:
         model = with_preprocess(model, loaded.processing, height_px=tensor.dims[1], width_px=tensor.dims[2])
     with members.packed(model, repository, over_bytes=plan.external_over_bytes) as stored:
-        manifest = _manifest(plan, loaded, model, stored, tensor, spread=spread, progress=say)
+        manifest = _manifest(plan, loaded, model, stored, tensors, spread=spread, progress=say)
         if beside is not None:
             require_same_classes(manifest, beside)
         members.write_member(repository, stored, manifest)
@@ -157,10 +165,19 @@ def _spread(loaded: LoadedModel, plan: MemberExport, tensor: TensorSpec) -> dict
     from export.from_torch import spread_scores
 
     # For the statistics and the spread.
-    rows = varied_rows(tensor, 20, seed=plan.options.seed)
+    rows = _made_up(loaded, tensor, 20, seed=plan.options.seed)
+    if isinstance(rows, TensorRows):
+        return spread_scores(loaded.network, *rows.arrays.values(), seed=plan.options.seed)
     if loaded.processing is not None:
         rows = pillow_processed(loaded.processing, rows)
     return spread_scores(loaded.network, rows.astype(np.float32), seed=plan.options.seed)
+
+
+def _made_up(loaded: LoadedModel, tensor: TensorSpec, n: int, *, seed: int) -> AnyRows:
+    """Made-up rows of a member's only tensor, or of all of them."""
+    if loaded.kinds:
+        return made_up_rows(loaded.kinds, n, longest=loaded.longest, seed=seed)
+    return varied_rows(tensor, n, seed=seed)
 
 
 def _network(loaded: LoadedModel) -> onnx.ModelProto:
@@ -172,6 +189,12 @@ def _network(loaded: LoadedModel) -> onnx.ModelProto:
     from export.from_torch import onnx_from_torch, require_answer
 
     assert loaded.network is not None
+    if loaded.kinds:
+        # Another length than number of rows: the exporter takes equal sizes for one.
+        rows = rows_of_lengths(loaded.kinds, np.array([min(loaded.longest, size) for size in (7, 5, 3)]))
+        tensors = {name: torch.from_numpy(one) for name, one in rows.arrays.items()}
+        require_answer(loaded.network, *tensors.values())
+        return onnx_from_torch(loaded.network, tensors, varying=rows.pad)
     # Two different rows: constants would let the exporter believe that rows are alike.
     example = torch.randn(2, *loaded.dims, generator=torch.Generator().manual_seed(0))
     require_answer(loaded.network, example)
@@ -183,25 +206,32 @@ def _manifest(
     loaded: LoadedModel,
     model: onnx.ModelProto,
     stored: PackedModel,
-    tensor: TensorSpec,
+    tensors: tuple[TensorSpec, ...],
     *,
     spread: dict[str, float],
     progress: Callable[[str], None],
 ) -> Manifest:
-    asked, subject = plan.options, plan.source.text
-    rows = varied_rows(tensor, plan.parity_rows, seed=1)
+    asked, subject, tensor = plan.options, plan.source.text, tensors[0]
+    rows = _made_up(loaded, tensor, plan.parity_rows, seed=1)
     in_graph: dict[str, Any] = {}
     if loaded.processing is not None:
+        assert not isinstance(rows, TensorRows)
         progress("comparing the image processing")
         in_graph = image_parity(loaded, rows)
     output = _output_of(model, subject, loaded.labels)
     original = ObservedReference(original_of(loaded, tensor))
     least = min(MIN_ROWS, plan.parity_rows)
-    parity = parity_of(stored.path, original, rows, min_rows=least, progress=progress)
+    lengths: dict[str, Any] = {}
+    if isinstance(rows, TensorRows) and rows.pad:
+        # First: where padding moves the answers, no comparison in batches can hold.
+        progress("comparing rows with padding and without")
+        lengths = length_parity(stored.path, original_of(loaded, tensor), loaded, rows, subject=subject)
+    parity = parity_of(stored.path, original, rows, min_rows=least, progress=progress).as_json() | lengths
     kind = output_kind_of(model, original.evidence, asked=asked.output_kind, subject=subject)
     ask = original_of(loaded, tensor)
     proofs = prove_model(subject, stored.path, ask, rows, versions=plan.runtimes, progress=progress)
-    macs, preprocess_macs, counter = _cost(model, loaded, tensor, given=asked.macs)
+    length = _length(model, loaded, given=asked.macs)
+    macs, preprocess_macs, counter = _cost(model, loaded, tensor, given=asked.macs, length=length)
     return Manifest(
         name=plan.name,
         file=MODEL_FILE,
@@ -210,7 +240,7 @@ def _manifest(
         source=subject,
         precision="fp32",
         opset=opset_of(model),
-        inputs=(tensor,),
+        inputs=tensors,
         output=output,
         output_kind=kind,
         parameters=parameters_of(model),
@@ -221,11 +251,12 @@ def _manifest(
         max_batch_size=plan.max_batch_size,
         random_weights=asked.random_weights,
         preprocess=_client_side(loaded, tensor),
-        parity=parity.as_json(),
+        parity=parity,
         training={"random_top_probability": spread} if spread else {},
         resolution_px=loaded.dims[-1] if loaded.processing is not None else None,
         in_graph=in_graph,
         original=dict(loaded.original),
+        length=length,
         options=plan.settings(),
         versions={**loaded.versions, "onnx": onnx.__version__, "onnxruntime": installed_version()},
         processor_flags=processor_flags_of(model),
@@ -233,10 +264,27 @@ def _manifest(
     )
 
 
+def _length(model: onnx.ModelProto, loaded: LoadedModel, *, given: float | None) -> RowLength | None:
+    """What is known of rows whose length varies; work that was given is that of every length."""
+    pad = {kind.spec.name: kind.pad for kind in loaded.kinds if kind.varies}
+    if not pad:
+        return None
+    if given is not None:
+        return RowLength(longest=loaded.longest, pad=pad, macs_at=loaded.longest, macs_coefficients=(given, 0, 0))
+    return length_of(model, loaded.kinds, longest=loaded.longest)
+
+
 def _cost(
-    model: onnx.ModelProto, loaded: LoadedModel, tensor: TensorSpec, *, given: float | None
+    model: onnx.ModelProto,
+    loaded: LoadedModel,
+    tensor: TensorSpec,
+    *,
+    given: float | None,
+    length: RowLength | None,
 ) -> tuple[float, float, str]:
     """MACs of the network and of the image processing per row, and the counter of the first."""
+    if length is not None:
+        return length.macs(length.macs_at), 0.0, "given with --macs" if given is not None else COUNTER + FITTED
     if given is not None:
         if loaded.processing is None:
             return given, 0.0, "given with --macs"

@@ -75,10 +75,10 @@ def onnx_manifest(repository: Path, name: str) -> Manifest:
 def member_from_repository(repository: Path, name: str) -> ReadMember:
     """An exported ONNX member; ExportError where it is not the file its manifest describes, or not readable."""
     manifest = onnx_manifest(repository, name)
-    return ReadMember(manifest, _model(repository / name / manifest.file))
+    return ReadMember(manifest, _model(repository / name / manifest.file, manifest))
 
 
-def _model(path: Path) -> onnx.ModelProto:
+def _model(path: Path, manifest: Manifest) -> onnx.ModelProto:
     what = f"model file {path}"
     try:
         with disk_errors(what):
@@ -89,9 +89,10 @@ def _model(path: Path) -> onnx.ModelProto:
     except (ValueError, TypeError, onnx.checker.ValidationError, DecodeError) as error:
         expected = "an ONNX model"
         raise ExportError(what, got=first_line(error), expected=expected, fix="export the member again") from error
-    inputs = [value.name for value in given_inputs(model.graph)]
-    if len(inputs) != 1:
-        raise ExportError(what, got=f"inputs {', '.join(inputs) or 'none'}", expected="one input")
+    inputs, wanted = ([one.name for one in side] for side in (given_inputs(model.graph), manifest.inputs))
+    if sorted(inputs) != sorted(wanted):
+        expected = f"{', '.join(wanted)} as in {MANIFEST}"
+        raise ExportError(what, got=f"inputs {', '.join(inputs) or 'none'}", expected=expected)
     return model
 
 

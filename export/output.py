@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from export.members import is_current, manifest_in
-from export.parity import Rows, Scores
+from export.parity import Scores
 from orchestrator.errors import ExportError
 from orchestrator.graphs.ending import LOGITS, PROBABILITIES, SIGMOID, ending_of
 from orchestrator.repository.files import write_all
@@ -25,13 +25,13 @@ CHOICES = (AUTO, *OUTPUT_KINDS)
 
 
 class ObservedReference:
-    """A model, (n, *dims) -> float32 (n, k), whose scores are collected as evidence while it is asked."""
+    """A model, rows -> float32 (n, k), whose scores are collected as evidence while it is asked."""
 
-    def __init__(self, ask: Callable[[Rows], Scores]) -> None:
+    def __init__(self, ask: Callable[[Any], Scores]) -> None:
         self._ask = ask
         self.evidence = ScoreEvidence()
 
-    def __call__(self, rows: Rows) -> Scores:
+    def __call__(self, rows: Any) -> Scores:
         """The scores of rows."""
         scores = self._ask(rows)
         if scores.ndim == 2:

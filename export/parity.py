@@ -12,12 +12,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 
 from export.images import IMAGE, INPUT, Processing, preprocess_only
 from export.sources import LoadedModel
+from export.tensor_rows import (
+    AnyRows,
+    TensorRows,
+    feed_of,
+    kinds_from_graph,
+    lengths_of,
+    made_up_rows,
+    rows_of_lengths,
+)
 from orchestrator.errors import CommitteeError, DataError, ExportError, first_line
-from orchestrator.spec import TensorSpec
+from orchestrator.spec import Manifest, TensorSpec
 from orchestrator.spec.processor import core_count
 from orchestrator.spec.request import INPUT_DTYPES
 
@@ -78,6 +88,60 @@ def rows_from_path(path: Path, tensor: TensorSpec) -> Rows:
         shape = ", ".join(["n", *map(str, tensor.dims)])
         raise DataError(what, got=f"{rows.dtype} {list(rows.shape)}", expected=f"{dtype} [{shape}]")
     return rows
+
+
+def member_rows(manifest: Manifest, graph: Callable[[], onnx.GraphProto], n: int, *, seed: int = 0) -> AnyRows:
+    """Made-up rows for a member; its graph, without weights, tells which whole numbers it takes."""
+    if manifest.takes_one_dense_tensor:
+        return varied_rows(manifest.input, n, seed=seed)
+    pad, longest = (manifest.length.pad, manifest.length.longest) if manifest.length else ({}, 1)
+    return made_up_rows(kinds_from_graph(graph(), manifest.inputs, pad), n, longest=longest, seed=seed)
+
+
+def member_rows_from_path(path: Path, manifest: Manifest) -> AnyRows:
+    """A member's rows in a file: as `rows_from_path` for one tensor, else an `.npz` with an array per tensor.
+
+    Shorter rows are filled up with the member's padding.
+
+    Raises:
+        DataError: they do not fit.
+    """
+    if manifest.takes_one_dense_tensor:
+        return rows_from_path(path, manifest.input)
+    what, names = f"rows of {path}", [one.name for one in manifest.inputs]
+    if not path.is_file() or path.suffix != ".npz":
+        got = "no such file" if not path.is_file() else path.name
+        raise DataError(what, got=got, expected=f"an .npz with arrays {', '.join(names)}")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in names if name in stored.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(what, got=f"a file numpy cannot read ({error})") from error
+    _require_fitting_arrays(arrays, manifest, what)
+    pad = manifest.length.pad if manifest.length else {}
+    return TensorRows(arrays=arrays, lengths=lengths_of(arrays, pad), pad=pad)[:]
+
+
+def _require_fitting_arrays(arrays: dict[str, Rows], manifest: Manifest, what: str) -> None:
+    """Raises DataError where a tensor is missing, or arrays are not rows of the member."""
+    for one in manifest.inputs:
+        expected = f"{INPUT_DTYPES[one.dtype]} {['n', *one.dims]}"
+        if one.name not in arrays:
+            raise DataError(what, got=f"no array {one.name}", expected=expected)
+        rows = arrays[one.name]
+        fits = rows.ndim == len(one.dims) + 1 and all(
+            want in (-1, size) for size, want in zip(rows.shape[1:], one.dims, strict=True)
+        )
+        if str(rows.dtype) != INPUT_DTYPES[one.dtype] or not fits or len(rows) == 0:
+            raise DataError(f"{what}, {one.name}", got=f"{rows.dtype} {list(rows.shape)}", expected=expected)
+    varying = [one.name for one in manifest.inputs if -1 in one.dims]
+    counts = {len(rows) for rows in arrays.values()}
+    sizes = {arrays[name].shape[1] for name in varying}
+    longest = manifest.length.longest if manifest.length else 0
+    if len(counts) > 1 or len(sizes) > 1 or max(sizes, default=0) > longest:
+        got = ", ".join(f"{name} {list(rows.shape)}" for name, rows in arrays.items())
+        upto = f", up to {longest}" if varying else ""
+        raise DataError(what, got=got, expected=f"as many rows of each tensor, of one length{upto}")
 
 
 # Both round to whole levels after each axis; where the exact value is half a level the last bit decides, and the
@@ -203,8 +267,8 @@ class Parity:
 
 def parity_of(
     model: bytes | Path,
-    reference: Callable[[Rows], Scores],
-    rows: Rows,
+    reference: Callable[[Any], Scores],
+    rows: AnyRows,
     *,
     input_name: str = "image",
     output_name: str = "logits",
@@ -220,8 +284,9 @@ def parity_of(
         raise ExportError("parity", got=f"{len(rows)} rows", expected=f"at least {min_rows}")
     session = session_of(model)
     names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
-    if names != ([input_name], [output_name]):
-        raise ExportError("parity", got=f"tensors {names}", expected=f"{[input_name]} and {[output_name]}")
+    inputs = list(rows.arrays) if isinstance(rows, TensorRows) else [input_name]
+    if names != (inputs, [output_name]):
+        raise ExportError("parity", got=f"tensors {names}", expected=f"{inputs} and {[output_name]}")
     progress("comparing with the original")
     expected = original_scores(reference, rows)
     return agreed(
@@ -232,6 +297,57 @@ def parity_of(
         what="parity",
         progress=lambda text: progress(f"comparing with the original, {text}"),
     )
+
+
+# How far an answer may move when its row is padded, relative to the largest, or to 1 where that is smaller.
+MAX_PADDING_ERROR = 1e-5
+
+
+# The longest row that is compared with the original; one of thousands of tokens takes gigabytes.
+LONGEST_COMPARED = 512
+
+
+def length_parity(
+    model: Path, reference: Callable[[Any], Scores], loaded: LoadedModel, rows: TensorRows, *, subject: str
+) -> dict[str, Any]:
+    """Compares the longest row with the original, and rows with and without padding.
+
+    Raises:
+        ExportError: the model gives something else, or padding moves its answers by more than rounding.
+    """
+    session, length = session_of(model), min(loaded.longest, LONGEST_COMPARED)
+    padding = _padding_of(session, rows, longest=loaded.longest, subject=subject)
+    row = rows_of_lengths(loaded.kinds, np.array([length]), seed=2)
+    expected = original_scores(reference, row)
+    whole = agreed(
+        lambda batch: _asked(session, row, batch),
+        expected,
+        batches=(1,),
+        allowed=allowed_of(expected),
+        what=f"parity of a row of length {length}",
+        progress=lambda _: None,
+    )
+    return {"longest": {"length": length, "max_abs": whole.max_abs}, "padding": padding}
+
+
+def _padding_of(session: Any, rows: TensorRows, *, longest: int, subject: str) -> dict[str, Any]:
+    """How far padding moves a model's answers: each row alone, at its own length, against longer ones."""
+    few = rows[:MIN_ROWS]
+    alone = _asked(session, few, 1)
+    most = int(few.lengths.max())
+    lengths = sorted({most, min(longest, most + 17)})
+    padded = [answers_of(session, few.padded(length), batch=len(few)) for length in lengths]
+    worst = max(float(np.abs(one - alone).max()) for one in padded)
+    allowed = MAX_PADDING_ERROR * max(1.0, float(np.abs(alone).max()))
+    # NaN fails too.
+    if not worst <= allowed:
+        raise ExportError(
+            f"{subject} padding",
+            got=f"answers that move by up to {worst:.3g} when a row is padded to up to {lengths[-1]}",
+            expected=f"at most {allowed:.3g}, as rows of several lengths share a batch",
+            fix="give the padding that the model expects with `pads`, or export a model that takes a mask",
+        )
+    return {"max_abs": worst, "lengths": lengths}
 
 
 def agreed(
@@ -274,8 +390,8 @@ def allowed_of(expected: Scores) -> float:
     return MAX_ABS_ERROR * max(1.0, float(np.abs(expected).max()))
 
 
-def original_scores(reference: Callable[[Rows], Scores], rows: Rows) -> Scores:
-    """What the original says of rows (n, *dims), asked in chunks: float32 (n, k); ExportError where it fails."""
+def original_scores(reference: Callable[[Any], Scores], rows: AnyRows) -> Scores:
+    """What the original says of rows, asked in chunks: float32 (n, k); ExportError where it fails."""
     try:
         expected = np.concatenate([reference(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
     except CommitteeError:
@@ -307,14 +423,14 @@ def session_of(model: bytes | Path, subject: str = "ONNX Runtime") -> Any:
         raise ExportError(subject, got=first_line(error), expected=expected, fix=fix) from error
 
 
-def answers_of(session: Any, rows: Rows, *, batch: int) -> Rows:
+def answers_of(session: Any, rows: AnyRows, *, batch: int) -> Rows:
     """A session's first output for rows, asked a batch at a time."""
-    name = session.get_inputs()[0].name
-    parts = [session.run(None, {name: rows[start : start + batch]})[0] for start in range(0, len(rows), batch)]
+    starts = range(0, len(rows), batch)
+    parts = [session.run(None, feed_of(session, rows[start : start + batch]))[0] for start in starts]
     return np.concatenate(parts)
 
 
-def _asked(session: Any, rows: Rows, batch: int) -> Scores:
+def _asked(session: Any, rows: AnyRows, batch: int) -> Scores:
     try:
         return answers_of(session, rows, batch=batch)
     # A batch axis that is free in name only makes some operator fail.
@@ -322,7 +438,7 @@ def _asked(session: Any, rows: Rows, batch: int) -> Scores:
         raise ExportError(f"parity at batch {batch}", got=first_line(error), expected="an answer") from error
 
 
-def original_of(loaded: LoadedModel, tensor: TensorSpec) -> Callable[[Rows], Scores]:
+def original_of(loaded: LoadedModel, tensor: TensorSpec) -> Callable[[Any], Scores]:
     """A loaded model as a function of the member's rows; images go through the graph's processing first.
 
     Otherwise the one-level differences from the model's own processor, measured apart, would hide the network's.
@@ -334,12 +450,13 @@ def original_of(loaded: LoadedModel, tensor: TensorSpec) -> Callable[[Rows], Sco
     return lambda rows: network(processed(rows))
 
 
-def _torch_reference(module: Any) -> Callable[[Rows], Scores]:
+def _torch_reference(module: Any) -> Callable[[Any], Scores]:
     # Optional: an ONNX file needs none.
     import torch
 
-    def ask(rows: Rows) -> Scores:
+    def ask(rows: AnyRows) -> Scores:
+        tensors = rows.arrays.values() if isinstance(rows, TensorRows) else [rows]
         with torch.inference_mode():
-            return np.asarray(module(torch.from_numpy(np.ascontiguousarray(rows))).float())
+            return np.asarray(module(*[torch.from_numpy(np.ascontiguousarray(one)) for one in tensors]).float())
 
     return ask

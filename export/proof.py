@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from export.members import onnx_manifest
-from export.parity import allowed_of, original_scores, session_of, varied_rows
+from export.parity import allowed_of, member_rows, original_scores, session_of
 from export.runtimes import Question, answers_in_own_process, installed_version, runtime_folder
+from export.tensor_rows import AnyRows, feed_of
 from orchestrator.errors import ExportError
 from orchestrator.repository.files import write_all
 from orchestrator.spec import Manifest
@@ -61,13 +63,13 @@ class Proof:
 def prove_model(
     subject: str,
     model: Path,
-    reference: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]],
-    rows: npt.NDArray[Any],
+    reference: Callable[[Any], npt.NDArray[np.float32]],
+    rows: AnyRows,
     *,
     versions: Sequence[str],
     progress: Progress = lambda _: None,
 ) -> dict[str, Proof]:
-    """Compares a model with its original, (n, *dims) -> float32 (n, k), on the first PROVEN_ROWS in each version.
+    """Compares a model with its original, rows -> float32 (n, k), on the first PROVEN_ROWS in each version.
 
     Raises:
         ExportError: the original fails, or the model says something else in one of the versions.
@@ -82,7 +84,7 @@ def prove_model(
 
 def proofs_of(
     model: Path,
-    rows: npt.NDArray[Any],
+    rows: AnyRows,
     expected: npt.NDArray[np.float32],
     *,
     versions: Sequence[str],
@@ -92,8 +94,8 @@ def proofs_of(
 ) -> dict[str, Proof]:
     """Asks a model about the first PROVEN_ROWS in each version, in batches of 1, 7 and 33.
 
-    A version that cannot be had gives a proof that says so. The original says `expected`, float32 (n, k), of rows
-    (n, *dims); single scores may differ by `allowed`, all of one batch size by `mean_allowed` on average.
+    A version that cannot be had gives a proof that says so. The original says `expected`, float32 (n, k), of the
+    rows; single scores may differ by `allowed`, all of one batch size by `mean_allowed` on average.
     """
     rows = rows[:PROVEN_ROWS]
     batches = {min(size, len(rows)): min(count, len(rows)) for size, count in _ROWS_IN_BATCH.items()}
@@ -164,7 +166,7 @@ def require_proven(subject: str, proofs: Mapping[str, Proof]) -> None:
 def prove_against_installed(
     subject: str,
     model: Path,
-    rows: npt.NDArray[Any],
+    rows: AnyRows,
     *,
     versions: Sequence[str],
     agreement: Mapping[str, Any] | None = None,
@@ -186,7 +188,7 @@ def prove_against_installed(
 def _proofs_as_here(
     subject: str,
     model: Path,
-    rows: npt.NDArray[Any],
+    rows: AnyRows,
     versions: Sequence[str],
     agreement: Mapping[str, Any],
     progress: Progress,
@@ -194,7 +196,7 @@ def _proofs_as_here(
     if not versions:
         return {}
     session, few = session_of(model, subject), rows[:PROVEN_ROWS]
-    here = session.run(None, {session.get_inputs()[0].name: few})[0]
+    here = session.run(None, feed_of(session, few))[0]
     least = allowed_of(here)
     return proofs_of(
         model,
@@ -219,7 +221,7 @@ def prove_member(
     """
     manifest = onnx_manifest(repository, name)
     subject, path = f"member {name}", repository / name / manifest.file
-    rows = varied_rows(manifest.input, PROVEN_ROWS, seed=1)
+    rows = member_rows(manifest, lambda: onnx.load(path, load_external_data=False).graph, PROVEN_ROWS, seed=1)
     proofs = _proofs_as_here(
         subject, path, rows, versions, manifest.agreement, lambda text: progress(f"{name}: {text}")
     )

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.sources import nearest
+from export.tensor_rows import AnyRows, TensorRows
 from orchestrator.errors import ExportError
 from orchestrator.spec.triton import RELEASES, image_runtimes
 
@@ -178,10 +179,10 @@ _TIMEOUT_S = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Rows (n, *dims) for the only input of an ONNX file; `batches`: how many of them are sent in each size."""
+    """Rows for an ONNX file, as an array for its only input; `batches`: how many are sent in each size."""
 
     model: Path
-    rows: Array
+    rows: AnyRows
     batches: Mapping[int, int]
 
 
@@ -208,9 +209,11 @@ def answers_in_own_process(
         for index, question in enumerate(questions):
             into = Path(name) / str(index)
             into.mkdir()
-            np.save(into / "rows.npy", question.rows)
             batches = list(question.batches.items())
-            cases.append({"model": str(question.model.resolve()), "into": str(into), "batches": batches})
+            tensors = _saved(question.rows, into)
+            cases.append(
+                {"model": str(question.model.resolve()), "into": str(into), "batches": batches, "tensors": tensors}
+            )
         own = [] if folder is None else [str(folder.resolve())]
         output, why = _run([*prefix, sys.executable, str(WORKER), *own], json.dumps(cases))
         first, *lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")] or [{}]
@@ -229,6 +232,21 @@ def answers_in_own_process(
             else fault
             for index, (question, fault) in enumerate(zip(questions, faults, strict=True))
         ]
+
+
+def _saved(rows: AnyRows, folder: Path) -> list[dict[str, Any]]:
+    """Writes rows into a folder; gives the tensors in order, each by its name, null for the only one.
+
+    Of one whose length varies "lengths" are those of its rows, null of others.
+    """
+    several = rows if isinstance(rows, TensorRows) else None
+    arrays = rows.arrays.items() if isinstance(rows, TensorRows) else [(None, rows)]
+    tensors = []
+    for place, (name, array) in enumerate(arrays):
+        np.save(folder / f"rows_{place}.npy", array)
+        varies = several is not None and name in several.pad
+        tensors.append({"name": name, "lengths": several.lengths.tolist() if several and varies else None})
+    return tensors
 
 
 def _run(command: Sequence[str], text: str) -> tuple[str, str]:

@@ -3,7 +3,9 @@
 Started by file name, so it may import numpy and that ONNX Runtime only; without a folder it takes the installed
 one. Its first line of JSON is {"version": ...}, once ONNX Runtime is imported: where a folder lacks the package,
 Python takes the installed one, so the caller must compare. Reads JSON from stdin, a list of {"model": path,
-"into": folder with rows.npy, "batches": [[size, rows]]}; writes <folder>/<size>.npy, and one line of JSON each:
+"into": folder with rows_0.npy and so on, one per tensor, "tensors": [{"name": or null for the only input,
+"lengths": of its rows or null}], "batches": [[size, rows]]}. A batch is cut to its longest row. Writes
+<folder>/<size>.npy, and one line of JSON each:
 {"fault": null or one line}. A model that crashes it leaves no line.
 """
 
@@ -45,11 +47,21 @@ def _answer(case: dict[str, Any]) -> None:
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(case["model"], options, providers=["CPUExecutionProvider"])
     into = Path(case["into"])
-    rows = np.load(into / "rows.npy")
-    name = session.get_inputs()[0].name
+    only = session.get_inputs()[0].name
+    tensors = [
+        (one["name"] or only, np.load(into / f"rows_{place}.npy"), one["lengths"])
+        for place, one in enumerate(case["tensors"])
+    ]
+
+    def feed(start: int, end: int) -> dict[str, Any]:
+        return {
+            name: rows[start:end] if lengths is None else rows[start:end, : max(lengths[start:end])]
+            for name, rows, lengths in tensors
+        }
+
     for batch, count in case["batches"]:
         starts = range(0, count, batch)
-        parts = [session.run(None, {name: rows[:count][start : start + batch]})[0] for start in starts]
+        parts = [session.run(None, feed(start, min(start + batch, count)))[0] for start in starts]
         np.save(into / f"{batch}.npy", np.concatenate(parts))
 
 

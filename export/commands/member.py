@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from typer import Argument, Option
@@ -17,6 +18,7 @@ from orchestrator.errors import ExportError
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 
+V = TypeVar("V", str, float)
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -77,6 +79,32 @@ def member(
         float | None,
         Option(min=0, help="Multiply-accumulates of one row, where they cannot be counted, as of trees."),
     ] = None,
+    max_length: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Most tokens of a row, or positions where an ONNX file leaves a row's first axis free. "
+            "Default: as many as a text classifier takes.",
+        ),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        Option(
+            "--input",
+            metavar="THEIRS=OURS",
+            help="Name in the member of an input of the source, as input_ids=ids; once per input. Without it "
+            "several inputs keep their names, and the only one is called image.",
+        ),
+    ] = None,
+    pads: Annotated[
+        list[str] | None,
+        Option(
+            "--pad",
+            metavar="THEIRS=NUMBER",
+            help="What fills up shorter rows of an input of the source, as input_ids=1; once per input. Default: "
+            "the padding of a text classifier's config, else 0.",
+        ),
+    ] = None,
     labels: Annotated[
         Path | None,
         Option(
@@ -103,10 +131,14 @@ def member(
 ) -> None:
     """Export trained models as members of one committee: ONNX, image processing inside, proof in the manifest.
 
+    Text classifiers of hf: take token ids and a mask, of any length and with padding.
+
     Examples:
         python -m export member hf:google/efficientnet-b0 hf:microsoft/resnet-50 -o model_repository
         python -m export member hf:./my_model --resolution 160 --resolution 224
         python -m export member torch:my_package.nets:make --weights net.safetensors --dims 3,32,32
+        python -m export member hf:./my_text_model --max-length 128
+        python -m export member onnx:text.onnx --input ids=input_ids --input mask=attention_mask --max-length 256
     """
     with needs("export member"):
         # Optional packages, and slow to import.
@@ -123,6 +155,9 @@ def member(
         keep_opset=keep_opset,
         macs=macs,
         labels=None if labels is None else labels_from_path(labels),
+        max_length=max_length,
+        inputs=_pairs("--input", inputs, str),
+        pads=_pairs("--pad", pads, float),
     )
     kinds = _precisions(precision)
     proven_on = runtimes_from_text(runtimes)
@@ -168,6 +203,8 @@ def runtimes_said(manifest: Manifest) -> list[str]:
 
 def _summary(manifest: Manifest) -> str:
     words = [f"{manifest.parameters / 1e6:.2f} M parameters", f"{manifest.macs / 1e9:.3f} GMACs a row"]
+    if manifest.length is not None:
+        words[1] += f" of length {manifest.length.macs_at}, up to {manifest.length.longest} long"
     words.append(f"gives {manifest.output_kind}")
     if "max_abs" in manifest.parity:
         words.append(f"differs from the original by at most {manifest.parity['max_abs']:.1e}")
@@ -190,6 +227,22 @@ def _output_kind(word: str, *, probabilities: bool) -> str:
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     return None if text is None else tuple(numbers_from_text(option, text, float))
+
+
+def _pairs(option: str, texts: list[str] | None, kind: Callable[[str], V]) -> dict[str, V]:
+    """What NAME=VALUE, given once per name, says."""
+    pairs: dict[str, V] = {}
+    for text in texts or []:
+        name, _, value = text.partition("=")
+        try:
+            made = kind(value) if name and value and name not in pairs else None
+        except ValueError:
+            made = None
+        if made is None:
+            what = "a number" if kind is float else "a name"
+            raise ExportError(option, got=text, expected=f"NAME={what}, each name once")
+        pairs[name] = made
+    return pairs
 
 
 def _dims(text: str | None) -> tuple[int, ...] | None:

@@ -18,7 +18,7 @@ from export.cost.counting import COUNTER, GraphCost, cost_of
 from export.cost.shapes import graph_from_path
 from export.runtimes import DEFAULT_RUNTIMES, RUNTIMES_HELP, runtimes_from_text
 from orchestrator.errors import ExportError
-from orchestrator.spec import Manifest, manifest_from_path
+from orchestrator.spec import Manifest, RowLength, manifest_from_path
 from orchestrator.spec.deriving import DerivingManifest, deriving_from_path, is_deriving, json_from_deriving
 from orchestrator.spec.manifest import MANIFEST, json_from_manifest
 
@@ -86,6 +86,7 @@ def _lines(m: Manifest) -> Iterator[tuple[str, str]]:
     yield "output", f"{m.output.name} {m.output.dtype} {list(m.output.dims)} {m.output_kind}{classes}"
     yield "parameters", f"{m.parameters:,}"
     yield "MACs per row", f"{m.macs:,.0f} ({m.macs_counter})"
+    yield from _length_lines(m.length)
     if m.preprocess_macs:
         yield "", f"and {m.preprocess_macs:,.0f} for resizing, not counted as cost"
     yield "batch", f"up to {m.max_batch_size}"
@@ -95,6 +96,16 @@ def _lines(m: Manifest) -> Iterator[tuple[str, str]]:
     for word in ("parity", "agreement", "original", "engine", "training", "versions"):
         if facts := getattr(m, word):
             yield word, _facts(facts)
+
+
+def _length_lines(length: RowLength | None) -> Iterator[tuple[str, str]]:
+    """The work as a function of the length, and what fills up shorter rows; nothing where no length varies."""
+    if length is None:
+        return
+    constant, linear, square = length.macs_coefficients
+    yield "", f"at length {length.macs_at}; {constant:,.0f} + {linear:,.0f} n + {square:,.0f} n^2 at length n"
+    pads = ", ".join(f"{name} {value:g}" for name, value in length.pad.items())
+    yield "length", f"up to {length.longest}, padded with {pads}"
 
 
 def _where_lines(m: Manifest) -> Iterator[tuple[str, str]]:

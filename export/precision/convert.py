@@ -49,6 +49,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from export.images import PREFIX
 from export.members import EXTERNAL_OVER_BYTES
 from export.parity import answers_of, session_of
+from export.tensor_rows import AnyRows, TensorRows
 from orchestrator.errors import ExportError, first_line
 from orchestrator.graphs.editing import (
     full_check,
@@ -65,7 +66,7 @@ _CHUNK, _COMPARED_CHUNK = 16, 32
 WEIGHT_BITS = 7
 
 
-def _quantized(model: onnx.ModelProto, rows: npt.NDArray[Any], *, weight_bits: int) -> onnx.ModelProto:
+def _quantized(model: onnx.ModelProto, rows: AnyRows, *, weight_bits: int) -> onnx.ModelProto:
     """A model with named nodes, its layers between QuantizeLinear and DequantizeLinear."""
     source = given_inputs(model.graph)[0].name
     with TemporaryDirectory(prefix="committee-int8-") as name, _quiet():
@@ -146,8 +147,9 @@ def _tidied(made: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
 class _Rows(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
     """The calibration rows, a chunk at a time."""
 
-    def __init__(self, name: str, rows: npt.NDArray[Any]) -> None:
-        self._chunks = ({name: rows[start : start + _CHUNK]} for start in range(0, len(rows), _CHUNK))
+    def __init__(self, name: str, rows: AnyRows) -> None:
+        parts = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
+        self._chunks = (dict(one.arrays) if isinstance(one, TensorRows) else {name: one} for one in parts)
 
     def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
         return next(self._chunks, None)
@@ -183,8 +185,8 @@ class Agreement:
     mean_abs: float
 
 
-def agreement_of(model: bytes | Path, original: bytes | Path, rows: npt.NDArray[Any]) -> Agreement:
-    """Compares a model in ONNX Runtime with what it was made from, on rows (n, *dims) in their input's dtype.
+def agreement_of(model: bytes | Path, original: bytes | Path, rows: AnyRows) -> Agreement:
+    """Compares a model in ONNX Runtime with what it was made from, on rows in their inputs' dtypes.
 
     Raises:
         ExportError: one of them cannot be run, or the model gives NaN or infinity where the original does not.
@@ -247,21 +249,20 @@ def fp16_from(model: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
-def int8_from(
-    model: onnx.ModelProto, rows: npt.NDArray[Any], *, weight_bits: int = WEIGHT_BITS
-) -> onnx.ModelProto:
+def int8_from(model: onnx.ModelProto, rows: AnyRows, *, weight_bits: int = WEIGHT_BITS) -> onnx.ModelProto:
     """The model with its convolutions and dense layers in int8 (symmetric QDQ, weights per channel).
 
     Args:
         model: an fp32 model, weights loaded; left as it is.
-        rows: (n, *dims), rows like those it will be asked; ranges of activations are taken from them.
+        rows: like those it will be asked; ranges of activations are taken from them.
         weight_bits: 7, which every processor adds up exactly, or 8 to measure what the one bit costs.
 
     Raises:
         ExportError: it is not fp32, has nothing to quantise, or the rows do not run.
     """
     _require_fp32(model, "int8")
-    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+    arrays = rows.arrays.values() if isinstance(rows, TensorRows) else [rows]
+    if not all(np.isfinite(one).all() for one in arrays if one.dtype.kind == "f"):
         raise ExportError("calibration rows", got="NaN or infinity", expected="finite values")
     made = _quantized(named_copy(model), rows, weight_bits=weight_bits)
     full_check(made, "int8")

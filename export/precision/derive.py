@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 
@@ -24,11 +23,12 @@ from export.members import (
     write_member,
 )
 from export.output import rename_classes
-from export.parity import rows_from_path, varied_rows
+from export.parity import member_rows, member_rows_from_path
 from export.precision import MIN_AGREEMENT
 from export.precision.convert import agreement_of, fp16_from, int8_from, rounding_from, tiny_weights_of
 from export.precision.overflow import processor_flags_of
 from export.proof import json_of, prove_against_installed, refresh_member
+from export.tensor_rows import AnyRows, TensorRows
 from orchestrator.errors import ExportError
 from orchestrator.graphs.editing import all_graphs
 from orchestrator.repository.files import sha256_of_path
@@ -48,10 +48,10 @@ CALIBRATION_ROWS = 512
 
 
 class ComparisonRows(NamedTuple):
-    """Rows (n, *dims) to take ranges from, empty for fp16, others to compare on, and their source in words."""
+    """Rows to take ranges from, empty for fp16, others to compare on, and their source in words."""
 
-    calibrate: npt.NDArray[Any]
-    compare: npt.NDArray[Any]
+    calibrate: AnyRows
+    compare: AnyRows
     source: str
 
 
@@ -109,9 +109,9 @@ def export_precision(
         renamed = rename_classes(target, new, original.labels)
         versions = tuple(original.runtimes)
         return new, refresh_member(target, new, versions=versions, renamed=renamed, progress=progress)
-    rows = rows_for(original, to=to, calibrate=calibrate)
     progress(f"{new}: reading {member}")
     read = member_from_repository(repository, member)
+    rows = rows_for(original, read.model.graph, to=to, calibrate=calibrate)
     progress(f"{new}: converting")
     model = fp16_from(read.model) if to == "fp16" else int8_from(read.model, rows.calibrate)
     with packed(model, target) as stored:
@@ -215,7 +215,7 @@ def _options_of(original: Manifest, *, to: str, calibrate: Path | None) -> dict[
     }
 
 
-def rows_for(original: Manifest, *, to: str, calibrate: Path | None) -> ComparisonRows:
+def rows_for(original: Manifest, graph: onnx.GraphProto, *, to: str, calibrate: Path | None) -> ComparisonRows:
     """The rows to calibrate and to compare with.
 
     Of a file of rows every fourth is kept for comparing, so that int8 is not judged on what it was fitted to.
@@ -225,17 +225,19 @@ def rows_for(original: Manifest, *, to: str, calibrate: Path | None) -> Comparis
     """
     if calibrate is None:
         low, high = MADE_UP_ROWS
-        made = varied_rows(original.input, int(min(high, max(low, _MADE_UP_MACS // max(original.macs, 1)))))
+        count = int(min(high, max(low, _MADE_UP_MACS // max(original.macs, 1))))
+        made = member_rows(original, lambda: graph, count)
         return ComparisonRows(made[:0], made, "made up")
-    rows = rows_from_path(calibrate, original.input)
-    digest = hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
+    rows = member_rows_from_path(calibrate, original)
+    arrays = list(rows.arrays.values()) if isinstance(rows, TensorRows) else [rows]
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(one).tobytes() for one in arrays)).hexdigest()
     source = f"{calibrate.name} (rows of sha256 {digest[:12]})"
     if to == "fp16":
         return ComparisonRows(rows[:0], rows[evenly_spread(len(rows), _COMPARED_ROWS)], source)
     what = f"calibration rows of {calibrate}"
     if len(rows) < 2:
         raise ExportError(what, got=f"{len(rows)} row", expected="at least 2")
-    if (rows == rows[0]).all():
+    if all((one == one[0]).all() for one in arrays):
         raise ExportError(what, got="one row repeated", expected="rows that differ")
     is_kept = np.arange(len(rows)) % 4 == 1
     fitted, kept = rows[~is_kept], rows[is_kept]

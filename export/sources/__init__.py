@@ -3,6 +3,7 @@
 Each kind is read by a module of its own, which is imported when the kind is named.
 """
 
+import dataclasses
 import difflib
 import importlib
 import math
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from export.images import Processing
+from export.tensor_rows import TensorKind
 from orchestrator.errors import ExportError
 
 # For types alone: both take time to import, and PyTorch is optional.
@@ -41,6 +43,10 @@ class ExportOptions:
     keep_opset: bool = False  # take an ONNX file whose opset not every supported runtime reads
     macs: float | None = None  # multiply-accumulates of one row, where they cannot be counted; None counts them
     labels: tuple[str, ...] | None = None  # class names in the order of the scores; None for the source's own
+    max_length: int | None = None  # most positions of a row whose length varies; None for the source's own
+    # as `pads`: name in the source -> name in the member, or -> what fills up shorter rows
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    pads: Mapping[str, float] = field(default_factory=dict)
     progress: Callable[[str], None] = field(default=lambda _: None, compare=False)  # told what is being done
 
     def processing(self, subject: str, *, channels: int = 3) -> Processing | None:
@@ -83,8 +89,10 @@ class LoadedModel:
 
     network: "nn.Module | None" = None  # float32 (n, *dims) -> (n, k), in evaluation mode; None: an ONNX source
     proto: "onnx.ModelProto | None" = None  # the ONNX model of an ONNX source
-    dims: tuple[int, ...]  # dims of the network's own input, (channels, height, width) for images
+    dims: tuple[int, ...] = ()  # dims of the network's own input, (channels, height, width) for images
     dtype: str = "FP32"  # Triton dtype of that input
+    kinds: tuple[TensorKind, ...] = ()  # its tensors, where it takes several, or rows whose length varies
+    longest: int = 1  # most positions of such a row
     processing: Processing | None = None  # from a uint8 image to that input; None where it is taken as it is
     own_processor: Callable[[Rows], Rows] | None = None  # uint8 (n, c, H, W) -> float32 (n, c, h, w)
     own_processor_name: str = ""  # what it is
@@ -92,6 +100,23 @@ class LoadedModel:
     reference: Callable[[Rows], Rows] | None = None  # the original, (n, *dims) -> (n, k), if not the network
     versions: Mapping[str, str] = field(default_factory=dict)  # of the packages it came through
     original: Mapping[str, Any] = field(default_factory=dict)  # of an ONNX file: version, opsets, names, changes
+
+
+def renamed_inputs(
+    kinds: tuple[TensorKind, ...], names: Mapping[str, str], *, subject: str
+) -> tuple[TensorKind, ...]:
+    """Tensors under the member's names, source's -> member's; ExportError for a wrong name, or one twice."""
+    known = [one.spec.name for one in kinds]
+    unknown = sorted(set(names) - set(known))
+    made = [names.get(name, name) for name in known]
+    if unknown or len(set(made)) < len(made):
+        got = ", ".join(unknown) if unknown else ", ".join(made)
+        expected = f"some of {', '.join(known)}" if unknown else "different names in the member"
+        raise ExportError(f"{subject} `inputs`", got=got, expected=expected)
+    return tuple(
+        dataclasses.replace(one, spec=dataclasses.replace(one.spec, name=name))
+        for one, name in zip(kinds, made, strict=True)
+    )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Image classifiers of transformers: from a local folder, from the hub, or from the zoo's short names."""
+"""Classifiers of images and text of transformers: a local folder, the hub, or the zoo's short names."""
 
 import dataclasses
 import inspect
@@ -14,7 +14,8 @@ from torch import nn
 from transformers.models.auto import image_processing_auto
 
 from export.images import Processing, processing_from_config
-from export.sources import ExportOptions, LoadedModel, Rows, SourceRef, member_name
+from export.sources import ExportOptions, LoadedModel, Rows, SourceRef, member_name, renamed_inputs
+from export.sources.hf_text import KIND, TextLogits, longest_row, text_inputs
 from export.zoo import REPEATS, STRIDES, ZooEntry, entry_from_name, network_of, same_padding_blocks
 from orchestrator.errors import ExportError, first_line
 from orchestrator.repository.files import sha256_of_path
@@ -24,6 +25,8 @@ from orchestrator.spec.output_kind import EXCLUSIVE
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+AUTO_IMAGE: Any = transformers.AutoModelForImageClassification
+AUTO_TEXT: Any = transformers.AutoModelForSequenceClassification
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
 # Safetensors come first. A .bin is a pickle, which transformers reads with weights_only, refusing code.
@@ -55,7 +58,8 @@ def identify_hf(what: str, options: ExportOptions) -> SourceRef:
     folder = _folder_of(what, options)
     if not (folder / CONFIG).is_file():
         raise ExportError(subject, got=f"no {CONFIG}", expected="a folder saved by transformers' save_pretrained")
-    files = [path for path in (folder / CONFIG, folder / PROCESSOR) if path.is_file()]
+    is_text = _auto(_config(folder, subject)) is AUTO_TEXT
+    files = [path for path in (folder / CONFIG, *([] if is_text else [folder / PROCESSOR])) if path.is_file()]
     if not options.random_weights:
         files += _weight_files(folder, subject)
     return SourceRef(
@@ -63,7 +67,7 @@ def identify_hf(what: str, options: ExportOptions) -> SourceRef:
         name=member_name(what),
         files={path.name: sha256_of_path(path) for path in files},
         load=lambda: _load(folder, subject, options),
-        image_px=lambda: _image_px(_processor(folder, subject), options, subject=subject),
+        image_px=lambda: None if is_text else _image_px(_processor(folder, subject), options, subject=subject),
     )
 
 
@@ -119,17 +123,39 @@ def _loaded(
 
 
 def _load(folder: Path, subject: str, options: ExportOptions) -> LoadedModel:
-    processor, config = _processor(folder, subject), _config(folder, subject)
+    config = _config(folder, subject)
     _require_exclusive_classes(config, subject)
+    if _auto(config) is AUTO_TEXT:
+        return _loaded_text(folder, config, options, subject=subject)
+    processor = _processor(folder, subject)
     usual = (tuple(getattr(config, "num_block_repeats", ())), tuple(getattr(config, "strides", ())))
     if options.resolution_px is not None and (config.model_type, usual) == ("efficientnet", (REPEATS, STRIDES)):
         # Which blocks pad so that sizes halve, rounded up, depends on the resolution.
         config.depthwise_padding = same_padding_blocks(config.depth_coefficient, options.resolution_px)
-    if options.random_weights:
-        model = transformers.AutoModelForImageClassification.from_config(config)
-    else:
-        model = _trained(folder, config, subject)
-    return _loaded(model.eval(), processor, options, subject=subject)
+    return _loaded(_model(folder, config, options, subject), processor, options, subject=subject)
+
+
+def _loaded_text(folder: Path, config: Any, options: ExportOptions, *, subject: str) -> LoadedModel:
+    # Every other kernel of attention has branches that depend on values, or is for GPUs.
+    config._attn_implementation = "eager"
+    model = _model(folder, config, options, subject)
+    kinds = text_inputs(model, options, subject=subject)
+    return LoadedModel(
+        network=TextLogits(model, tuple(one.spec.name for one in kinds)).eval(),
+        kinds=renamed_inputs(kinds, options.inputs, subject=subject),
+        longest=longest_row(model, options, subject=subject),
+        labels=_labels(config.id2label, int(config.num_labels)),
+        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+    )
+
+
+def _model(folder: Path, config: Any, options: ExportOptions, subject: str) -> nn.Module:
+    """The classifier in evaluation mode, with the folder's weights or new ones."""
+    if not options.random_weights:
+        return _trained(folder, config, subject).eval()
+    torch.manual_seed(options.seed)
+    made: nn.Module = _auto(config).from_config(config)
+    return made.eval()
 
 
 def _require_exclusive_classes(config: Any, subject: str) -> None:
@@ -179,21 +205,30 @@ def _config(folder: Path, subject: str) -> Any:
         raise ExportError(subject, got=got, expected="one that transformers knows", fix=fix)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        known = type(config) in transformers.AutoModelForImageClassification._model_mapping
     except (ValueError, KeyError, TypeError, OSError) as error:
         expected = "a model transformers knows"
         raise ExportError(f"{subject} {CONFIG}", got=first_line(error), expected=expected) from error
-    if not known:
-        raise ExportError(subject, got=f"model type {config.model_type}", expected="an image classifier")
+    if _auto(config) is None:
+        raise ExportError(
+            subject, got=f"model type {config.model_type}", expected="a classifier of images or text"
+        )
     return config
+
+
+def _auto(config: Any) -> Any:
+    """The class of transformers that makes a classifier of a config; None where there is none.
+
+    Some models classify both: the class that saved the config decides then.
+    """
+    named = any(str(name).endswith(KIND) for name in getattr(config, "architectures", None) or ())
+    order = (AUTO_TEXT, AUTO_IMAGE) if named else (AUTO_IMAGE, AUTO_TEXT)
+    return next((one for one in order if type(config) in one._model_mapping), None)
 
 
 def _trained(folder: Path, config: Any, subject: str) -> nn.Module:
     try:
         how = {"local_files_only": True, "trust_remote_code": False, "weights_only": True, "dtype": torch.float32}
-        model, info = transformers.AutoModelForImageClassification.from_pretrained(
-            folder, config=config, output_loading_info=True, **how
-        )
+        model, info = _auto(config).from_pretrained(folder, config=config, output_loading_info=True, **how)
     # A damaged file fails inside safetensors, torch or pickle, which share no base.
     except Exception as error:
         got = f"weights that do not load ({first_line(error)})"
@@ -204,7 +239,7 @@ def _trained(folder: Path, config: Any, subject: str) -> nn.Module:
         # transformers would fill them with random numbers and only warn.
         shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
         got = f"weights without {shown}"
-        raise ExportError(subject, got=got, expected="a trained image classifier, head included")
+        raise ExportError(subject, got=got, expected="a trained classifier, head included")
     trained: nn.Module = model
     return trained
 

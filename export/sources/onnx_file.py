@@ -15,7 +15,9 @@ from export.images import IMAGE, PREFIX
 from export.parity import session_of, varied_rows
 from export.sources import ExportOptions, LoadedModel, Rows, SourceRef, member_name
 from export.sources import onnx_tensors as tensors
+from export.sources.onnx_several import FileInputs, takes_several
 from export.sources.onnx_tensors import ADDED, FileInput, FileOutput
+from export.tensor_rows import AnyRows, TensorRows
 from orchestrator.errors import ExportError, first_line
 from orchestrator.graphs import editing
 from orchestrator.graphs.editing import DEFAULT_DOMAINS, all_graphs, all_nodes, all_tensors, opset_of
@@ -86,21 +88,20 @@ def _load(path: Path, subject: str, options: ExportOptions) -> LoadedModel:
         raise ExportError(subject, got="`random_weights`", expected="the weights of the file", fix="leave it out")
     model, session = _whole(path, subject)
     output = tensors.output_of(model, session.get_outputs(), options.output_name, subject)
+    if takes_several(model, options):
+        return _load_several(model, session, output, options, subject)
     source = tensors.input_of(model, options, subject)
     dims = source.member_dims
     processing = options.processing(subject, channels=dims[0] if len(dims) == 3 else 3)
-    tensors.declare_output(model.graph, output.name)
-    if output.name not in [one.name for one in session.get_outputs()]:
-        session = session_of(_serialised(model, subject), subject)
+    session = _asking(model, session, output, subject)
     rows = varied_rows(TensorSpec(name=INPUT, dtype=source.member_dtype, dims=dims), _ROWS, seed=3)
 
     def ask(rows: Rows) -> Any:
         """What the file as it came, under its own names, gives for the member's rows."""
         return session.run([output.name], {source.name: source.file_rows(rows)})[0]
 
-    dynamic = sorted({node.op_type for node in all_nodes(model)} & set(_DYNAMIC))
-    answer = _answer(ask, rows, subject=subject, name=output.name, dynamic=dynamic)
-    found = _facts(model, source, output)
+    answer = _answer(ask, rows, subject=subject, name=output.name, dynamic=_dynamic(model))
+    found = _facts(model, [source.name], output)
     keep = options.keep_opset
     brought, changes = _as_member(
         model, source, output, rows=rows, answer=answer, subject=subject, keep_opset=keep
@@ -115,6 +116,52 @@ def _load(path: Path, subject: str, options: ExportOptions) -> LoadedModel:
         versions={"producer": f"{model.producer_name} {model.producer_version}".strip()},
         original={**found, "changes": changes},
     )
+
+
+def _load_several(
+    model: onnx.ModelProto, session: Any, output: FileOutput, options: ExportOptions, subject: str
+) -> LoadedModel:
+    source = FileInputs(model, options, subject)
+    session = _asking(model, session, output, subject)
+    rows = source.rows(_ROWS)
+
+    def ask(rows: Any) -> Any:
+        """What the file as it came, under its own names, gives for the member's rows."""
+        return session.run([output.name], dict(source.file_rows(rows).arrays))[0]
+
+    answer = _answer(ask, rows, subject=subject, name=output.name, dynamic=_dynamic(model))
+    found = _facts(model, [kind.spec.name for kind in source.theirs], output)
+    given = {name: value for value in model.graph.input if (name := value.name) in source.inside()}
+    changes = _prepared(model, list(given.values()), output, answer)
+    file_rows = source.file_rows(rows)
+    brought, converted = at_common_opset(model, file_rows, subject=subject, keep_opset=options.keep_opset)
+    inside = {**source.inside(), output.name: f"{ADDED}file_output"}
+    ours = {kind.spec.name for kind in source.ours}
+    editing.rename_tensors(brought.graph, inside, reserved={*ours, OUTPUT}, reserved_prefixes=(ADDED,))
+    names = source.declare(brought.graph)
+    tensors.adapt_output(brought.graph, inside[output.name], answer)
+    editing.rename_tensors(brought.graph, {**names, brought.graph.output[0].name: OUTPUT})
+    return LoadedModel(
+        proto=brought,
+        kinds=source.ours,
+        longest=source.longest,
+        labels=output.labels,
+        reference=lambda rows: ask(rows).reshape(len(rows), -1),
+        versions={"producer": f"{model.producer_name} {model.producer_version}".strip()},
+        original={**found, "changes": [*changes, *converted, *source.changes(), *output.changes(answer)]},
+    )
+
+
+def _asking(model: onnx.ModelProto, session: Any, output: FileOutput, subject: str) -> Any:
+    """A session of the file that gives the tensor with the scores, from then on the model's only output."""
+    tensors.declare_output(model.graph, output.name)
+    if output.name in [one.name for one in session.get_outputs()]:
+        return session
+    return session_of(_serialised(model, subject), subject)
+
+
+def _dynamic(model: onnx.ModelProto) -> list[str]:
+    return sorted({node.op_type for node in all_nodes(model)} & set(_DYNAMIC))
 
 
 def _whole(path: Path, subject: str) -> tuple[onnx.ModelProto, Any]:
@@ -175,7 +222,7 @@ def _serialised(model: onnx.ModelProto, subject: str) -> bytes:
         raise ExportError(subject, got=got, expected=expected) from error
 
 
-def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str, dynamic: Sequence[str]) -> Rows:
+def _answer(ask: Callable[[Any], Rows], rows: AnyRows, *, subject: str, name: str, dynamic: Sequence[str]) -> Rows:
     """What the file gives for some rows, (n, ...); `dynamic` are its operators that scale a batch as a whole.
 
     Refuses what are no scores, and other scores from time to time or from batch to batch.
@@ -184,12 +231,14 @@ def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str,
     try:
         answer, again = ask(rows), ask(rows)
         tensors.require_scores(answer, rows=len(rows), subject=subject, name=name)
-        alone = np.concatenate([ask(row[None]) for row in rows])
+        alone = np.concatenate([ask(rows[place : place + 1]) for place in range(len(rows))])
     except ExportError:
         raise
     # ONNX Runtime's exceptions share no base of their own.
     except Exception as error:
-        got = f"{first_line(error)} on made-up rows {rows.dtype} {['n', *rows.shape[1:]]}"
+        arrays = rows.arrays.values() if isinstance(rows, TensorRows) else [rows]
+        shown = " and ".join(f"{one.dtype} {['n', *one.shape[1:]]}" for one in arrays)
+        got = f"{first_line(error)} on made-up rows {shown}"
         raise ExportError(what, got=got, expected="scores (rows, classes)") from error
     expected, got, fix = "the same in any batch", "", ""
     if not agree(again, answer):
@@ -208,12 +257,12 @@ def _answer(ask: Callable[[Rows], Rows], rows: Rows, *, subject: str, name: str,
     return answer
 
 
-def _facts(model: onnx.ModelProto, source: FileInput, output: FileOutput) -> dict[str, Any]:
+def _facts(model: onnx.ModelProto, inputs: Sequence[str], output: FileOutput) -> dict[str, Any]:
     """Facts about the file as it came."""
     used = {node.domain for node in all_nodes(model)}
     parts = [part for part in model.opset_import if part.domain in used]
     opsets = {"ai.onnx" if part.domain in DEFAULT_DOMAINS else part.domain: part.version for part in parts}
-    return {"ir_version": model.ir_version, "opsets": opsets, "input": source.name, "output": output.asked}
+    return {"ir_version": model.ir_version, "opsets": opsets, "input": ", ".join(inputs), "output": output.asked}
 
 
 def _as_member(
@@ -228,12 +277,7 @@ def _as_member(
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The network with the tensors that all members share, and what was changed, in words."""
     given = [value for value in model.graph.input if value.name == source.name]
-    del model.graph.input[:]
-    model.graph.input.extend(given)
-    tensors.declare_output(model.graph, output.name, answer)
-    dense = editing.make_dense(model.graph)
-    editing.keep_needed(model.graph)
-    with_one_import(model)
+    changes = _prepared(model, given, output, answer)
     brought, converted = at_common_opset(model, source.file_rows(rows), subject=subject, keep_opset=keep_opset)
     graph = brought.graph
     # An exported member has the exporter's image processing already; other files only use its names by chance.
@@ -246,5 +290,18 @@ def _as_member(
     tensors.adapt_output(graph, inside[output.name], answer)
     # Requests are forwarded without a copy where all members use the same names.
     editing.rename_tensors(graph, {graph.input[0].name: INPUT, graph.output[0].name: OUTPUT})
-    changes = [f"{dense} sparse weight{'s' * (dense > 1)} made dense"] if dense else []
     return brought, [*changes, *converted, *source.changes(), *output.changes(answer)]
+
+
+def _prepared(
+    model: onnx.ModelProto, given: Sequence[onnx.ValueInfoProto], output: FileOutput, answer: Rows
+) -> list[str]:
+    """Leaves a model, in place, the inputs that are given and what the scores need; says what else was changed."""
+    kept = list(given)
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    tensors.declare_output(model.graph, output.name, answer)
+    dense = editing.make_dense(model.graph)
+    editing.keep_needed(model.graph)
+    with_one_import(model)
+    return [f"{dense} sparse weight{'s' * (dense > 1)} made dense"] if dense else []

@@ -97,7 +97,7 @@ def input_of(model: onnx.ModelProto, options: ExportOptions, subject: str) -> Fi
         names = ", ".join(value.name for value in inputs) or "none"
         raise ExportError(subject, got=f"{len(inputs)} inputs ({names})", expected="one")
     name, what = inputs[0].name, f"{subject} input {inputs[0].name}"
-    dtype = _dtype(inputs[0].type, what)
+    dtype = dtype_of(inputs[0].type, what)
     declared = _declared(inputs[0].type.tensor_type, options, what)
     dims = _filled(declared, options, what)
     if options.mean is None and options.std is None:
@@ -113,7 +113,8 @@ def input_of(model: onnx.ModelProto, options: ExportOptions, subject: str) -> Fi
     return FileInput(name=name, dtype=dtype, dims=dims, behind_processing=True, channels_last=last)
 
 
-def _dtype(kind: onnx.TypeProto, what: str) -> str:
+def dtype_of(kind: onnx.TypeProto, what: str) -> str:
+    """Triton's word for the type of a tensor; ExportError for what is none, or of a type that no member takes."""
     if not kind.HasField("tensor_type"):
         word = (kind.WhichOneof("value") or "value without a type").removesuffix("_type").replace("_", " ")
         raise ExportError(what, got=f"a {word}", expected=f"a tensor of {', '.join(TYPES.values())}")

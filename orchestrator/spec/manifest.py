@@ -54,6 +54,32 @@ class TensorSpec(Tensor):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowLength:
+    """What is known of a member whose rows vary in length."""
+
+    longest: int  # most positions, tokens say, of a row
+    pad: dict[str, float]  # tensor whose length varies -> what fills up the shorter rows of a batch
+    macs_at: int  # the length that the manifest's `macs` are those of
+    # c0, c1, c2: a row of length n costs c0 + c1 n + c2 n^2 multiply-accumulates
+    macs_coefficients: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        faults = Faults("length")
+        faults.integer("longest", self.longest, low=1, high=MOST_SIZE)
+        faults.integer("macs_at", self.macs_at, low=1, high=MOST_SIZE)
+        good = isinstance(self.pad, dict) and bool(self.pad) and all(map(is_finite, self.pad.values()))
+        faults.check("pad", good, f"got {shown(self.pad)}, expected a number per tensor whose length varies")
+        good = len(self.macs_coefficients) == 3 and all(map(is_finite, self.macs_coefficients))
+        faults.check("macs_coefficients", good, f"got {shown(self.macs_coefficients)}, expected three numbers")
+        faults.close()
+
+    def macs(self, length: float) -> float:
+        """Multiply-accumulates of a row of that length."""
+        constant, linear, square = self.macs_coefficients
+        return constant + linear * length + square * length**2
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What is known of an exported member."""
 
@@ -100,6 +126,7 @@ class Manifest:
     runtimes: dict[str, Any] = field(default_factory=dict)
     # facts about the ONNX file a member was made from: its version, opsets, tensor names, changes
     original: dict[str, Any] = field(default_factory=dict)
+    length: RowLength | None = None  # where some dim of an input is -1
 
     def __post_init__(self) -> None:
         faults = Faults(f"manifest {self.name}")
@@ -133,15 +160,20 @@ class Manifest:
         faults.close()
 
     @property
+    def takes_one_dense_tensor(self) -> bool:
+        """Whether there is an `input`: one tensor of numbers and fixed size."""
+        first = self.inputs[0]
+        return len(self.inputs) == 1 and first.dtype in INPUT_DTYPES and -1 not in first.dims
+
+    @property
     def input(self) -> TensorSpec:
         """The only input of a member that takes one tensor of numbers and fixed size.
 
         Raises:
             RepositoryError: the member takes several tensors, text, or rows whose length varies.
         """
-        first = self.inputs[0]
-        if len(self.inputs) == 1 and first.dtype in INPUT_DTYPES and -1 not in first.dims:
-            return first
+        if self.takes_one_dense_tensor:
+            return self.inputs[0]
         got = ", ".join(f"{one.name} {one.dtype} {list(one.dims)}" for one in self.inputs)
         raise RepositoryError(
             f"inputs of member {self.name}", got=got, expected="one tensor of numbers with fixed dims for this"
@@ -177,8 +209,11 @@ def manifest_from_path(path: Path) -> Manifest:
         # Members that were exported when every member had one input.
         value["inputs"] = [value.pop("input")]
     tensor = object_of(TensorSpec, dims=VALUES)
+    length = object_of(RowLength, macs_coefficients=VALUES)
     convert = {"inputs": array_of(tensor), "output": tensor, "preprocess": object_of(Preprocess)}
-    return built(Manifest, value, str(path), {**convert, "labels": VALUES, "processor_flags": VALUES})
+    return built(
+        Manifest, value, str(path), {**convert, "labels": VALUES, "processor_flags": VALUES, "length": length}
+    )
 
 
 def json_from_manifest(manifest: Manifest) -> str:
