@@ -8,8 +8,8 @@ import sys
 from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
-MOST_MODULES = 250
-MOST_LINES = 50_300
+MOST_MODULES = 254
+MOST_LINES = 51_200
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:

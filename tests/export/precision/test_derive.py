@@ -149,7 +149,7 @@ def test_without_rows_fp16_is_compared_on_made_up_ones(repository: Path) -> None
 def test_heavy_members_are_compared_on_fewer_made_up_rows() -> None:
     light = manifest_from_path(REPOSITORY / "digits_medium" / "manifest.json")
     counts = [
-        len(rows_for(dataclasses.replace(light, macs=macs), to="fp16", calibrate=None).compare)
+        len(rows_for(dataclasses.replace(light, macs=macs), onnx.GraphProto(), to="fp16", calibrate=None).compare)
         for macs in (0, 1e9, 3e10, 2e11)
     ]
     assert counts == [256, 256, 100, 16]
