@@ -1,5 +1,7 @@
-"""`python -m perf digits`, `glyphs` and `glyphs-data`: train the committed members, draw glyphs into a file."""
+"""`python -m perf digits`, `glyphs`, `glyphs-data`, `text-data`: train committed members, write their rows."""
 
+import csv
+import io
 import json
 import time
 from pathlib import Path
@@ -9,6 +11,8 @@ import typer
 
 from export.commands.console import needs, progress_on
 from orchestrator.errors import ExportError
+from orchestrator.repository.files import write_all
+from orchestrator.rows.docstrings import CLASSES, SHA256, docstrings_split
 
 # The committed glyphs members, apart from those that are served by default, which they would slow down.
 REPOSITORY = Path("perf/glyphs/model_repository")
@@ -90,3 +94,30 @@ def glyphs_data(
     with progress_on("glyphs") as progress:
         count = store_split(path, part, rows=rows, progress=progress)
     typer.echo(f"{path}: {count:,} rows")
+
+
+def text_data(
+    part: Annotated[str, typer.Option(help="fit, plan or test.")] = "plan",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where; build/docstrings/<part>.csv.")
+    ] = None,
+) -> None:
+    """Write a part of the docstrings into a .csv with id, text and label: real text, which subpackage is it about?
+
+    The text is that of the installed scipy, scikit-learn and matplotlib. The command says whether these are the
+    releases that its rows are written down for.
+
+    Example: python -m perf text-data --part plan
+    """
+    path = output if output is not None else Path("build/docstrings") / f"{part}.csv"
+    with progress_on("reading docstrings"):
+        rows = docstrings_split(part)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("id", "text", "label"))
+    writer.writerows(
+        (row, words, CLASSES[label]) for row, words, label in zip(rows.ids, rows.texts, rows.labels, strict=True)
+    )
+    write_all(path.parent, {path.name: text.getvalue()})
+    same = "" if rows.sha256() == SHA256[part] else "; not those of the pinned releases"
+    typer.echo(f"{path}: {len(rows.ids):,} rows{same}")
