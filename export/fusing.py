@@ -171,7 +171,9 @@ def _parity(
         source = manifests[0].input
         spec = CascadeSpec(
             name="one_stage",
-            input=InputSpec(name=source.name, dtype=source.dtype, dims=tuple(abs(size) for size in source.dims)),
+            inputs=(
+                InputSpec(name=source.name, dtype=source.dtype, dims=tuple(abs(size) for size in source.dims)),
+            ),
             classes=outputs[0].shape[1],
             stages=(Stage(members=tuple(members)),),
             combine=fusion.combine,
@@ -284,7 +286,7 @@ def fuse_plan(
         member = Member(
             name=manifest.name,
             output=manifest.output.name,
-            input=None if manifest.input.name == spec.input.name else manifest.input.name,
+            inputs={} if manifest.input.name == spec.input.name else {manifest.input.name: spec.input.name},
             output_kind=manifest.output_kind,
             weight=sum(member.weight for member in stage.members),
             # In the plan's unit; rows are charged the same sum as before.

@@ -23,7 +23,7 @@ _PLACES = {
     "connect": "orchestrator.client:connect",
     "evaluate": "orchestrator.planner.replay:evaluate",
     "plan": "orchestrator.planner.plan:plan",
-    "read_plan": "orchestrator.spec.cascade:cascade_from_path",
+    "read_plan": "orchestrator.spec.cascade_json:cascade_from_path",
     "read_records": "orchestrator.planner.records:records_from_path",
     "render": "orchestrator.repository.render:render",
     "replay": "orchestrator.planner.replay:replay",

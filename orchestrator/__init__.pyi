@@ -9,7 +9,7 @@ from orchestrator.planner.replay import evaluate as evaluate
 from orchestrator.planner.replay import replay as replay
 from orchestrator.repository.check.run import check as check
 from orchestrator.repository.render import render as render
-from orchestrator.spec.cascade import cascade_from_path
+from orchestrator.spec.cascade_json import cascade_from_path
 
 __version__: str
 read_plan = cascade_from_path

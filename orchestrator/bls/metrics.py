@@ -48,7 +48,7 @@ class Counters:
 
     def __init__(self, spec: CascadeSpec) -> None:
         self._members = [member.name for member in spec.members]
-        self._costs = [stage.cost for stage in spec.stages]
+        self._costs = list(spec.stage_costs)
         self._lock = threading.Lock()
         self._taken_ns: list[int] = []
         self.gauges: dict[Key, float] = {} if spec.gears is None else {_key("committee_gear"): 0.0}

@@ -237,7 +237,7 @@ def serving_notes(spec: CascadeSpec, facts: Mapping[str, MemberFacts], repositor
         where = f"no manifest of {', '.join(unknown)} in {repository}, nor a config.pbtxt that names their tensors"
         fix = "name their repository with --repository, or render the plan where they are"
         notes.append(f"{where}: the plan does not know them; {fix}")
-    elif spec.input == UNKNOWN_INPUT and any(-1 in dims for dims in sizes.values()):
+    elif UNKNOWN_INPUT in spec.inputs and any(-1 in dims for dims in sizes.values()):
         listed = ", ".join(f"{name} {list(dims)}" for name, dims in sizes.items())
         notes.append(f"rows may have any size ({listed}): give the plan's input fixed dims before you render it")
     return notes

@@ -108,7 +108,7 @@ class CascadeRun:
     def __init__(self, spec: CascadeSpec, capacity_rows: int = 64) -> None:
         self._evaluator = Evaluator(spec)
         self.fast_path = FastPath(self._evaluator)
-        self._costs = np.array([stage.cost for stage in spec.stages], np.float32)
+        self._costs = np.array(spec.stage_costs, np.float32)
         self._sequence = 0
         self._waiting = [0] * (len(spec.stages) + 1)
         self.rows_in_table = 0

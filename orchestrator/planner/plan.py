@@ -380,7 +380,7 @@ def pool_spec(
         if member.output_kind == "probabilities":
             check_probabilities(member.name, records.outputs[member.name], records.ids)
     stages = tuple(Stage(members=(member,)) for member in members)
-    return CascadeSpec(name=name, input=takes, classes=records.classes, cost_unit=cost_unit, stages=stages)
+    return CascadeSpec(name=name, inputs=(takes,), classes=records.classes, cost_unit=cost_unit, stages=stages)
 
 
 def plan(

@@ -83,7 +83,7 @@ def exits_and_cost(spec: CascadeSpec, exit_stage: npt.NDArray[Any]) -> tuple[tup
     rows = len(exit_stage)
     counts = np.bincount(exit_stage, minlength=len(spec.stages))
     # The runtime's own sums of costs are float32, good for seven digits.
-    spent = np.cumsum([stage.cost for stage in spec.stages])
+    spent = np.cumsum(spec.stage_costs)
     return tuple(float(count) / rows for count in counts), float((counts * spent).sum()) / rows
 
 

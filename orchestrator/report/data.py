@@ -349,17 +349,18 @@ def _certify_quality(spec: CascadeSpec, records: Records, correct: Bools) -> Sha
 
 
 def _stages(found: ReportInput) -> tuple[StageFacts, ...]:
+    spec = found.outputs.spec
     return tuple(
         StageFacts(
             members=" + ".join(member.name for member in stage.members),
             threshold=stage.threshold,
             low=stage.low,
-            cost=stage.cost,
+            cost=cost,
             total_cost=float(found.outputs.cost[number]),
             exits=share_of(found.exit_stage == number),
             correct=share_of(found.correct[found.exit_stage == number]),
         )
-        for number, stage in enumerate(found.outputs.spec.stages)
+        for number, (stage, cost) in enumerate(zip(spec.stages, spec.stage_costs, strict=True))
     )
 
 

@@ -344,7 +344,8 @@ def _combined(
     )
     stage = CascadeSpec(
         name="together",
-        input=spec.input,
+        inputs=spec.inputs,
+        derived=spec.derived,
         classes=spec.classes,
         stages=(Stage(members=tuple(named)),),
         # A single member has the same answer in every mode, but its only vote would always be unanimous.

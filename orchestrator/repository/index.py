@@ -276,7 +276,10 @@ def preprocess_in(repository: Path, model: str, version: int | None) -> Preproce
         got = f"neither {version}/cascade.json nor manifest.json in {repository / model}"
         fix = "name the repository with `repository`, or send rows as .npy"
         raise RepositoryError(f"pictures for model {model}", got=got, fix=fix)
-    found = manifest_from_path(manifest).preprocess if spec is None else spec.input.preprocess
+    if spec is None:
+        found = manifest_from_path(manifest).preprocess
+    else:
+        found = next((one.preprocess for one in spec.inputs if one.preprocess is not None), None)
     if found is None:
         got, fix = "no `preprocess` section in its description", "write one, or send rows as .npy"
         raise InputError(f"pictures for model {model}", got=got, fix=fix)

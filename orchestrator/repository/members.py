@@ -32,7 +32,7 @@ from orchestrator.repository.index import (
     readable_config,
     versions_served,
 )
-from orchestrator.spec import CascadeSpec, FusedPrefix, InputSpec, Manifest, Member, manifest_from_path
+from orchestrator.spec import CascadeSpec, Derived, FusedPrefix, InputSpec, Manifest, Member, manifest_from_path
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
 from orchestrator.spec.manifest import MANIFEST, Tensor
 from orchestrator.spec.output_kind import SCORE_DTYPES
@@ -187,8 +187,8 @@ def adopted_spec(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> Cascade
     Raises:
         RepositoryError: a member's output is unknown, and none of its outputs, or several, may be the one.
     """
-    if spec.input == UNKNOWN_INPUT:
-        spec = dataclasses.replace(spec, input=_input_of(facts.values()))
+    if UNKNOWN_INPUT in spec.inputs:
+        spec = dataclasses.replace(spec, inputs=(_input_of(facts.values()),))
     return spec.with_members(lambda one: _adopted(one, facts[one.name], spec) if one.name in facts else one)
 
 
@@ -201,10 +201,10 @@ def require_known_input(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> 
         RepositoryError: with the members' inputs.
     """
     taken = {name: tensor for name, one in facts.items() if (tensor := _only_input(one)) is not None}
-    if spec.input == UNKNOWN_INPUT and any(-1 in tensor.dims for tensor in taken.values()):
+    if UNKNOWN_INPUT in spec.inputs and any(-1 in tensor.dims for tensor in taken.values()):
         listed = listed_tensors((f"{name} {one.name}", one.dtype, one.dims) for name, one in taken.items())
         got = f"members that take rows of any shape ({listed})"
-        fix = 'write them there, such as "input": {"name": "x", "dtype": "FP32", "dims": [4]}'
+        fix = 'write them there, such as "inputs": [{"name": "x", "dtype": "FP32", "dims": [4]}]'
         raise RepositoryError(f"plan {spec.name}, input", got=got, expected="fixed dims in cascade.json", fix=fix)
 
 
@@ -223,15 +223,24 @@ def _only_input(facts: MemberFacts) -> Tensor | None:
 
 
 def _adopted(member: Member, facts: MemberFacts, spec: CascadeSpec) -> Member:
-    tensor = _only_input(facts)
-    own_name = None if tensor is None or tensor.name == spec.input.name else tensor.name
     return dataclasses.replace(
         member,
-        input=member.input or own_name,
+        inputs=member.inputs or _tensor_map(facts, spec),
         output=_output(member, facts, classes=spec.classes),
         max_batch_size=min(member.max_batch_size, facts.max_batch_size or member.max_batch_size),
         instances=facts.instances or member.instances,
     )
+
+
+def _tensor_map(facts: MemberFacts, spec: CascadeSpec) -> dict[str, str]:
+    """Which of the plan's tensors a member reads where the plan does not say: those of its tensors' names."""
+    own, inputs = list(facts.inputs or ()), [one.name for one in spec.inputs]
+    if not own or set(own) == set(inputs):
+        return {}
+    if set(own) <= set(spec.tensors):
+        return {name: name for name in own}
+    # The only tensor of each side is the same, whatever it is called.
+    return {own[0]: inputs[0]} if len(own) == len(inputs) == 1 and not spec.derived else {}
 
 
 def _output(member: Member, facts: MemberFacts, *, classes: int) -> str:
@@ -250,7 +259,9 @@ def _output(member: Member, facts: MemberFacts, *, classes: int) -> str:
     raise RepositoryError(f"member {member.name}", got=f"outputs {listed}", expected=expected, fix=fix)
 
 
-def planned_version(planned: Member | FusedPrefix, folder: Path, *, config: ModelConfig | None) -> int | None:
+def planned_version(
+    planned: Member | FusedPrefix | Derived, folder: Path, *, config: ModelConfig | None
+) -> int | None:
     """The version that a plan means: the one it names, else the newest served one with the planned file.
 
     Where no version has that file, or the plan has no hash, it is the newest served one; None if none is served.

@@ -2,7 +2,6 @@
 
 from orchestrator.spec.cascade import (
     COMBINES,
-    FORMAT,
     SCORES,
     CascadeSpec,
     Fit,
@@ -12,15 +11,14 @@ from orchestrator.spec.cascade import (
     Limits,
     Member,
     Stage,
-    cascade_from_json,
-    cascade_from_path,
-    json_from_cascade,
 )
+from orchestrator.spec.cascade_json import FORMAT, cascade_from_json, cascade_from_path, json_from_cascade
+from orchestrator.spec.derived import Derived, DerivedTensor
 from orchestrator.spec.manifest import Manifest, RowLength, TensorSpec, manifest_from_path
-from orchestrator.spec.request import InputSpec, Preprocess
+from orchestrator.spec.request import InputSpec, Preprocess, RowTensor
 
 __all__ = [
-    "COMBINES", "FORMAT", "SCORES", "CascadeSpec", "Fit", "FusedPrefix", "Gear", "Gears", "InputSpec", "Limits",
-    "Manifest", "Member", "Preprocess", "RowLength", "Stage", "TensorSpec", "cascade_from_json",
-    "cascade_from_path", "json_from_cascade", "manifest_from_path",
+    "COMBINES", "FORMAT", "SCORES", "CascadeSpec", "Derived", "DerivedTensor", "Fit", "FusedPrefix", "Gear",
+    "Gears", "InputSpec", "Limits", "Manifest", "Member", "Preprocess", "RowLength", "RowTensor", "Stage",
+    "TensorSpec", "cascade_from_json", "cascade_from_path", "json_from_cascade", "manifest_from_path",
 ]  # fmt: skip

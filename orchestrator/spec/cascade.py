@@ -1,4 +1,4 @@
-"""A plan as frozen dataclasses, validated when built, and the only reader and writer of cascade.json.
+"""A plan as frozen dataclasses, validated when built; `cascade_json.py` reads and writes it.
 
 Letters used in shapes everywhere: n rows, k classes, m members, s stages. Stages count from 0.
 """
@@ -7,13 +7,13 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from orchestrator.errors import SpecError, repeated, shown
-from orchestrator.spec.documents import json_from_text, text_from_json, text_of_file
+from orchestrator.spec.derived import Derived, check_tensors, needed, ordered
 from orchestrator.spec.output_kind import OUTPUT_KINDS
-from orchestrator.spec.request import InputSpec, Preprocess, header_pattern_fault
+from orchestrator.spec.request import InputSpec, RowTensor, header_pattern_fault
 from orchestrator.spec.validation import (
     DAY_US,
     MOST_CLASSES,
@@ -21,21 +21,14 @@ from orchestrator.spec.validation import (
     MOST_COUNTED,
     MOST_INSTANCES,
     MOST_ROWS,
-    VALUES,
-    Convert,
     Faults,
-    array_of,
-    built,
-    object_of,
 )
 
 PLAN = "cascade.json"  # in the version folder of a cascade
-FORMAT = 1
+ONE_TENSOR = "one tensor of numbers of fixed shape"
 COMBINES = ("mean_logit", "mean_prob", "vote", "last")
 SCORES = ("max_prob", "top2_gap", "neg_entropy", "agreement")
 ON_FAILURE = ("error", "answer")
-# A Triton version is a signed 64-bit number.
-MAX_VERSION = 2**63 - 1
 # Each stage has threads of its own.
 MAX_STAGES = 64
 MAX_WORKERS = 16
@@ -106,7 +99,8 @@ class Member:
 
     name: str  # Triton model name
     output: str  # name of its class-score tensor, float32 (n, k)
-    input: str | None = None  # name of its input tensor; None means the cascade's own input name
+    # its tensor -> the cascade's, those that it reads; empty where it reads all inputs by their own names
+    inputs: dict[str, str] = field(default_factory=dict, hash=False)
     output_kind: str = "logits"  # "logits" or "probabilities" (the log is taken before the temperature)
     temperature: float = 1.0  # T in softmax(z / T)
     weight: float = 1.0  # weight in the combination
@@ -123,8 +117,7 @@ class Member:
         faults = Faults(f"member {self.name}")
         faults.name("name", self.name)
         faults.text("output", self.output)
-        if self.input is not None:
-            faults.text("input", self.input)
+        faults.tensor_map("inputs", self.inputs)
         faults.one_of("output_kind", self.output_kind, OUTPUT_KINDS)
         for name in ("temperature", "weight"):
             # A wider range would let sums of clipped logits overflow float32.
@@ -132,16 +125,14 @@ class Member:
         faults.cost("cost", self.cost)
         faults.integer("max_batch_size", self.max_batch_size, low=1, high=MOST_ROWS)
         faults.integer("instances", self.instances, low=1, high=MOST_INSTANCES)
-        _check_file(faults, self.sha256, self.version)
+        faults.file(self.sha256, self.version)
         _check_data_files(faults, self.data_files)
         faults.close()
 
-
-def _check_file(faults: Faults, sha256: object, version: object) -> None:
-    if sha256 is not None:
-        faults.sha256("sha256", sha256)
-    if version is not None:
-        faults.integer("version", version, low=1, high=MAX_VERSION)
+    @property
+    def input(self) -> str | None:
+        """Name of its only tensor; None where that is the cascade's, for plans of one tensor."""
+        return next(iter(self.inputs), None)
 
 
 def _check_data_files(faults: Faults, value: object) -> None:
@@ -200,7 +191,7 @@ class FusedPrefix:
         faults.name("name", self.name)
         faults.integer("stages", self.stages, low=2, high=MAX_STAGES)
         faults.integer("max_batch_size", self.max_batch_size, low=1, high=MOST_ROWS)
-        _check_file(faults, self.sha256, self.version)
+        faults.file(self.sha256, self.version)
         faults.close()
 
 
@@ -271,16 +262,17 @@ class CascadeSpec:
     """
 
     name: str
-    input: InputSpec
+    inputs: tuple[InputSpec, ...]  # tensors that a request brings
     classes: int
     stages: tuple[Stage, ...]
+    derived: tuple[Derived, ...] = ()  # models that make further tensors from them
     labels: tuple[str, ...] | None = None
     combine: str = "mean_logit"
     score: str = "max_prob"
     cost_unit: str = "MACs"
     limits: Limits = field(default_factory=Limits)
     fit: Fit | None = None
-    fused_prefix: FusedPrefix | None = field(default=None, metadata={"key": "lead"})
+    fused_prefix: FusedPrefix | None = None
     gears: Gears | None = None
     # regular expression, searched for in the names of request parameters, whatever their case. Parameters
     # that match are headers that Triton forwards, and are passed over. None takes names with a dash, and the
@@ -298,6 +290,7 @@ class CascadeSpec:
             faults.add("labels", f"got {len(self.labels)}, expected {self.classes}, one per class")
         faults.class_names("labels", self.labels or ())
         self._check_stages(faults)
+        check_tensors(self.inputs, self.derived, {one.name: one.inputs for one in self.members}, faults)
         if self.fused_prefix is not None:
             self._check_fused_prefix(self.fused_prefix, faults)
         for gear in self.gears.cheaper if self.gears is not None else ():
@@ -309,12 +302,16 @@ class CascadeSpec:
 
     def _check_fused_prefix(self, prefix: FusedPrefix, faults: Faults) -> None:
         most = len(self.stages)
-        faults.check("lead", prefix.stages <= most, f"got {prefix.stages} stages, expected at most {most}")
-        own = [self.name, *(member.name for member in self.members)]
-        faults.check("lead", prefix.name not in own, f"got {prefix.name}, expected a model of its own")
+        text = f"got {prefix.stages} stages, expected at most {most}"
+        faults.check("fused_prefix", prefix.stages <= most, text)
+        is_own = prefix.name != self.name and self.models.count(prefix.name) == 1
+        faults.check("fused_prefix", is_own, f"got {prefix.name}, expected a model of its own")
+        if not self.has_one_tensor:
+            faults.add("fused_prefix", f"got {_listed(self)}, expected {ONE_TENSOR}")
+            return
         given = ", ".join(member.name for member in self.members if member.input not in (None, self.input.name))
         text = f"got members with inputs of their own names ({given}), expected one input"
-        faults.check("lead", not given, text)
+        faults.check("fused_prefix", not given, text)
 
     def _check_stages(self, faults: Faults) -> None:
         if not self.stages:
@@ -329,9 +326,10 @@ class CascadeSpec:
                 f"got {count} thresholds for {stages} stages, expected {stages - 1}: the last stage always answers"
             )
             faults.add("stages", text)
-        names = [member.name for member in self.members]
+        models: tuple[Member | Derived, ...] = (*self.members, *self.derived)
+        names = [model.name for model in models]
         twice = repeated(names)
-        faults.check("stages", not twice, f"got {', '.join(twice)} more than once, expected each member once")
+        faults.check("stages", not twice, f"got {', '.join(twice)} more than once, expected each model once")
         faults.check("stages", self.name not in names, f"got {self.name} among its own members, a cycle")
         if self.score == "agreement" and len(self.stages) > 1 and len(self.stages[0].members) < 2:
             faults.add("score", "got agreement with one member in stage 0, expected at least two to agree")
@@ -342,9 +340,10 @@ class CascadeSpec:
         return tuple(member for stage in self.stages for member in stage.members)
 
     @property
-    def planned(self) -> tuple[Member | FusedPrefix, ...]:
-        """All models that the cascade calls: its members, and the fused prefix."""
-        return self.members if self.fused_prefix is None else (*self.members, self.fused_prefix)
+    def planned(self) -> tuple[Member | FusedPrefix | Derived, ...]:
+        """All models that the cascade calls: its members, the fused prefix, the deriving models."""
+        prefix = () if self.fused_prefix is None else (self.fused_prefix,)
+        return (*self.members, *prefix, *self.derived)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -359,65 +358,52 @@ class CascadeSpec:
     @property
     def worst_cost(self) -> float:
         """Cost of a row that goes through every stage."""
-        return float(sum(stage.cost for stage in self.stages))
+        return float(sum(self.stage_costs))
+
+    @property
+    def stage_costs(self) -> tuple[float, ...]:
+        """Cost of each stage for one row: its members, and what is derived for it and for no stage before."""
+        new = [set(self.derived_for(stage)) for stage in range(len(self.stages))]
+        seen, costs = set[Derived](), list[float]()
+        for stage, models in zip(self.stages, new, strict=True):
+            costs.append(stage.cost + float(sum(one.cost for one in models - seen)))
+            seen |= models
+        return tuple(costs)
+
+    @property
+    def tensors(self) -> dict[str, RowTensor]:
+        """All tensors of a row by name: the inputs, then those that are derived."""
+        made = (output for one in self.derived for output in one.outputs)
+        return {one.name: one for one in (*self.inputs, *made)}
+
+    def tensors_of(self, model: Member | Derived) -> dict[str, str]:
+        """Which of the cascade's tensors a model reads, by its own names."""
+        return model.inputs or {one.name: one.name for one in self.inputs}
+
+    def derived_for(self, stage: int) -> tuple[Derived, ...]:
+        """The models that make what a stage's members read, in an order in which they can be asked."""
+        names = {one.name for one in self.inputs}
+        read = (name for member in self.stages[stage].members for name in self.tensors_of(member).values())
+        return needed(ordered(self.derived, names)[0], read)
+
+    @property
+    def has_one_tensor(self) -> bool:
+        """Whether a row is one tensor of numbers of fixed shape, and nothing else."""
+        is_fixed = all(not one.is_text and one.length_axis is None for one in self.inputs)
+        return len(self.inputs) == 1 and not self.derived and is_fixed
+
+    @property
+    def input(self) -> InputSpec:
+        """The one tensor of a plan whose rows have no other, for what takes only those.
+
+        Raises:
+            SpecError: a row has several tensors, text, or a length that varies.
+        """
+        if not self.has_one_tensor:
+            text = f"got {_listed(self)}, expected {ONE_TENSOR}; nothing else can be used here"
+            raise SpecError(f"cascade {self.name}", {"inputs": text})
+        return self.inputs[0]
 
 
-def _stages(path: str, value: object, faults: Faults) -> Any:
-    """Reads stages; all but the last must state a threshold: a stage without one would silently never exit."""
-    for index, part in enumerate(value[:-1] if isinstance(value, list) else ()):
-        if isinstance(part, dict) and "threshold" not in part:
-            faults.add(f"{path}[{index}].threshold", "missing, expected a number, or null for never")
-    return array_of(object_of(Stage, members=array_of(object_of(Member))))(path, value, faults)
-
-
-_CONVERT: dict[str, Convert] = {
-    "input": object_of(InputSpec, dims=VALUES, preprocess=object_of(Preprocess)),
-    "stages": _stages,
-    "labels": VALUES,
-    "limits": object_of(Limits),
-    "fit": object_of(Fit, accuracy_ci95=VALUES, exit_share=VALUES),
-    "lead": object_of(FusedPrefix),
-    "gears": object_of(Gears, cheaper=array_of(object_of(Gear, thresholds=VALUES, exit_share=VALUES))),
-}
-
-
-def cascade_from_json(text: str, subject: str = PLAN) -> CascadeSpec:
-    """The cascade that a whole cascade.json describes; `subject` names it in errors, usually by its path.
-
-    Raises:
-        SpecError: with every fault found, keyed by field.
-    """
-    value = json_from_text(text, subject)
-    number = value.pop("format", None) if isinstance(value, dict) else FORMAT
-    if number != FORMAT or isinstance(number, bool):
-        # The fields of another format would only produce misleading faults, so the rest is not read.
-        newer = isinstance(number, int) and number > FORMAT
-        fix = "install a newer committee" if newer else "write it again with `committee plan`"
-        raise SpecError(subject, {"format": f"got {shown(number)}, expected {FORMAT}"}, fix=fix)
-    return built(CascadeSpec, value, subject, _CONVERT)
-
-
-def cascade_from_path(path: Path | str) -> CascadeSpec:
-    """The cascade a file describes; see `cascade_from_json` for the errors."""
-    return cascade_from_json(text_of_file(Path(path), str(path)), str(path))
-
-
-def json_from_cascade(spec: CascadeSpec) -> str:
-    """The text of cascade.json; equal specs give equal bytes, and reading it back gives an equal spec."""
-    value = {"format": FORMAT, **dataclasses.asdict(spec)}
-    # The key "lead" stands where "fused_prefix" stood.
-    value = {"lead" if key == "fused_prefix" else key: part for key, part in value.items()}
-    # Fields that are younger than format 1 are left out where they are empty, because older readers refuse them.
-    _leave_out(value, "lead", "gears", "header_pattern")
-    for member in (member for stage in value["stages"] for member in stage["members"]):
-        _leave_out(member, "version", "data_files")
-    _leave_out(value.get("lead", {}), "version", "sha256")
-    if value["limits"]["member_timeout_ms"] == MEMBER_TIMEOUT_MS:
-        del value["limits"]["member_timeout_ms"]
-    return text_from_json(value)
-
-
-def _leave_out(value: dict[str, Any], *names: str) -> None:
-    for name in names:
-        if name in value and not value[name]:
-            del value[name]
+def _listed(spec: CascadeSpec) -> str:
+    return ", ".join(f"{one.name} {one.dtype}{list(one.dims)}" for one in spec.tensors.values())

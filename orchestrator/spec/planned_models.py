@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.errors import SpecError
 from orchestrator.files import sha256_of_path
 from orchestrator.spec.cascade import CascadeSpec, FusedPrefix, Member
+from orchestrator.spec.derived import Derived
 from orchestrator.spec.manifest import MANIFEST, manifest_from_path
 from orchestrator.spec.triton import BACKEND_OF_FILE, versions_in
 
@@ -34,7 +35,7 @@ def verifies_hashes(config: Mapping[str, Any]) -> bool:
 
 
 class PlannedModel:
-    """A member or fused prefix of a plan, held against the model of that name in the server.
+    """A member, fused prefix or deriving model of a plan, held against the model of that name in the server.
 
     Where the plan names no version, the newest one that is ready and has the planned file is taken, and kept while
     that holds. The server is asked which versions are ready: its configuration may not be config.pbtxt
@@ -45,7 +46,12 @@ class PlannedModel:
     """
 
     def __init__(
-        self, planned: Member | FusedPrefix, repository: Path, *, verify_files: bool = True, may_fail: bool = False
+        self,
+        planned: Member | FusedPrefix | Derived,
+        repository: Path,
+        *,
+        verify_files: bool = True,
+        may_fail: bool = False,
     ) -> None:
         self.name = planned.name
         self.version = planned.version  # number of the one to ask; None leaves the choice to the server
@@ -136,7 +142,7 @@ class PlannedModel:
                 return f"{path} is not the file the thresholds were fitted on"
         return None
 
-    def _expected_files(self, planned: Member | FusedPrefix) -> dict[str, str]:
+    def _expected_files(self, planned: Member | FusedPrefix | Derived) -> dict[str, str]:
         """Path in the version folder -> sha256; empty where the plan has no hash or the file's name is unknown."""
         name, data_files = _exported_files(self._folder)
         folders = [self._folder / str(version) for version in versions_in(self._folder)]
@@ -151,8 +157,14 @@ class PlannedModel:
 
 
 def planned_models(spec: CascadeSpec, repository: Path, *, verify_files: bool = True) -> tuple[PlannedModel, ...]:
-    """The members of a plan in its order, then its fused prefix if it has one."""
+    """The members of a plan in its order, then its fused prefix if it has one, and its deriving models."""
     optional = {one.name for stage in spec.stages if stage.on_failure == "answer" for one in stage.members}
+    optional |= {one.name for one in spec.derived} - {
+        one.name
+        for number, stage in enumerate(spec.stages)
+        if stage.on_failure != "answer"
+        for one in spec.derived_for(number)
+    }
     return tuple(
         PlannedModel(one, repository, verify_files=verify_files, may_fail=one.name in optional)
         for one in spec.planned

@@ -1,22 +1,26 @@
-"""What a cascade is asked with: its input tensor, how a client makes a row of a picture, and forwarded headers."""
+"""What a cascade is asked with: tensors of its rows, how a client makes a row of a picture, forwarded headers."""
 
 import importlib
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from orchestrator.errors import shown
-from orchestrator.spec.validation import MOST_PX, MOST_SIZE, Faults
+import numpy as np
+
+from orchestrator.errors import SpecError, shown
+from orchestrator.spec.validation import MOST_COUNTED, MOST_PX, MOST_SIZE, Faults
 
 NON_FINITE_INPUT = ("reject", "pass")
-# Triton's numeric dtypes -> numpy's. BF16 has no numpy dtype, and BYTES would have to be parsed row by row.
+# Triton's numeric dtypes -> numpy's. BF16 has no numpy dtype.
 INPUT_DTYPES = {
     "BOOL": "bool",
     **{f"UINT{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
     **{f"INT{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)},
 }
+TEXT = "STRING"  # the dtype of text, whose elements are bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,33 +51,106 @@ class Preprocess:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputSpec:
-    """The one tensor every member shares."""
+class RowTensor:
+    """A tensor that every row of a cascade has, given by the client or derived from others."""
 
-    name: str  # tensor name, the same in the cascade and (for copy-free forwarding) in the members
-    dtype: str  # Triton dtype, e.g. "FP32" or "UINT8".
-    dims: tuple[int, ...]  # shape of one row, without the batch axis, all sizes fixed
+    name: str  # the same in the cascade and (for copy-free forwarding) in the members
+    dtype: str  # Triton dtype, e.g. "FP32", "UINT8" or "STRING"
+    # shape of one row, without the batch axis; one size may be -1, a length that varies from row to row. A row's
+    # text is one element, (1,).
+    dims: tuple[int, ...]
+    pad: float = 0  # what fills rows of varying length up to the longest of a batch
+    # lengths that vary are grouped by: a batch holds rows between two neighbours. Longer rows than the last one
+    # are refused; empty means one group without a limit
+    buckets: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        faults = Faults("tensor")
+        faults.text("name", self.name)
+        faults.one_of("dtype", self.dtype, (*INPUT_DTYPES, TEXT))
+        self._check_dims(faults)
+        if not faults.found and self.is_text:
+            faults.check(
+                "dims", self.dims == (1,), f"got {list(self.dims)}, expected [1]: a row's text is one element"
+            )
+        if not faults.found:
+            self._check_lengths(faults)
+        faults.close()
+
+    def _check_dims(self, faults: Faults) -> None:
+        faults.check("dims", len(self.dims) > 0, "got none, expected at least one size")
+        for size in self.dims:
+            if type(size) is not int or size != -1:
+                faults.integer("dims", size, low=1, high=MOST_SIZE)
+        if "dims" not in faults.found:
+            free, values = self.dims.count(-1), math.prod(map(abs, self.dims))
+            faults.check("dims", free < 2, f"got {free} sizes of -1, expected at most one length that varies")
+            faults.check("dims", values <= MOST_SIZE, f"got {values} values, expected at most {MOST_SIZE}")
+
+    def _check_lengths(self, faults: Faults) -> None:
+        for length in self.buckets:
+            faults.integer("buckets", length, low=1, high=MOST_SIZE)
+        if not faults.found:
+            rising = all(one < other for one, other in pairwise(self.buckets))
+            faults.check("buckets", rising, f"got {shown(list(self.buckets))}, expected lengths that ascend")
+        faults.number("pad", self.pad, low=-MOST_COUNTED, high=MOST_COUNTED)
+        if not faults.found and not self.is_text:
+            good = _holds(self.numpy_dtype, self.pad)
+            faults.check("pad", good, f"got {self.pad}, expected a value of {self.dtype}")
+        if self.length_axis is None:
+            text = "expected it only where a size of dims is -1"
+            faults.check("pad", self.pad == 0, f"got {self.pad}, {text}")
+            faults.check("buckets", not self.buckets, f"got {list(self.buckets)}, {text}")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether rows hold text: one element of bytes each."""
+        return self.dtype == TEXT
+
+    @property
+    def length_axis(self) -> int | None:
+        """Which axis of a row varies; None where its shape is fixed."""
+        return self.dims.index(-1) if -1 in self.dims else None
+
+    @property
+    def numpy_dtype(self) -> str:
+        """Numpy name of the dtype, "object" for text."""
+        return INPUT_DTYPES.get(self.dtype, "object")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec(RowTensor):
+    """A tensor that requests bring."""
+
     # "reject" answers INVALID_ARGUMENT to NaN or infinity, "pass" hands them to the members
     non_finite: str = "reject"
     preprocess: Preprocess | None = None  # how clients build a row from an image file; None where nothing says
 
     def __post_init__(self) -> None:
         faults = Faults("input")
-        faults.text("name", self.name)
-        faults.one_of("dtype", self.dtype, INPUT_DTYPES)
-        faults.check("dims", len(self.dims) > 0, "got none, expected at least one size")
-        for size in self.dims:
-            faults.integer("dims", size, low=1, high=MOST_SIZE)
-        if not faults.found:
-            values = math.prod(self.dims)
-            faults.check("dims", values <= MOST_SIZE, f"got {values} values, expected at most {MOST_SIZE}")
+        try:
+            super().__post_init__()
+        except SpecError as error:
+            faults.found |= error.faults
         faults.one_of("non_finite", self.non_finite, NON_FINITE_INPUT)
+        if not faults.found and self.is_text:
+            text = "expected none for text"
+            faults.check("non_finite", self.non_finite == "reject", f"got {self.non_finite}, {text}")
+            faults.check("preprocess", self.preprocess is None, f"got an image's, {text}")
         faults.close()
 
-    @property
-    def numpy_dtype(self) -> str:
-        """Numpy name of the dtype."""
-        return INPUT_DTYPES[self.dtype]
+
+def _holds(dtype: str, value: float) -> bool:
+    """Whether a dtype has a value: a whole number as it is, others rounded."""
+    exact = np.array(int(value) if value == int(value) else value)
+    with np.errstate(all="ignore"):
+        stored = exact.astype(dtype)
+    return bool(np.isfinite(stored) if stored.dtype.kind == "f" else stored == exact)
+
+
+def plan_dtype(dtype: str) -> str:
+    """A dtype as plans name it: requests and graphs call text BYTES."""
+    return TEXT if dtype == "BYTES" else dtype
 
 
 # Nobody forwards headers with longer names, so the pattern is never tried on them.

@@ -18,6 +18,7 @@ MOST_CLASSES = 1 << 24  # the largest whole numbers that float32 tells apart
 MOST_ROWS = 1 << 20  # in one call, or waiting
 MOST_SIZE = 2**31 - 1  # along one axis of a tensor, and values of a row in all
 MOST_INSTANCES = 1024
+MOST_VERSION = 2**63 - 1  # a Triton version is a signed 64-bit number
 MOST_PX = 1 << 16
 MOST_COUNTED = 2**53  # of what is only counted: JSON's readers tell whole numbers apart up to here
 MOST_THRESHOLD = 1000
@@ -92,6 +93,20 @@ class Faults:
         """A hash in hexadecimal digits."""
         good = isinstance(value, str) and len(value) == 64
         self.check(field, good, f"got {shown(value)}, expected 64 hexadecimal digits")
+
+    def file(self, sha256: object, version: object) -> None:
+        """Hash of a model file and the number of its version, where they are given."""
+        if sha256 is not None:
+            self.sha256("sha256", sha256)
+        if version is not None:
+            self.integer("version", version, low=1, high=MOST_VERSION)
+
+    def tensor_map(self, field: str, value: object) -> None:
+        """Names of a model's tensors and of those of the cascade that they get."""
+        good = isinstance(value, dict) and all(
+            isinstance(name, str) and name and "\0" not in name for pair in value.items() for name in pair
+        )
+        self.check(field, good, f"got {shown(value)}, expected an object of names of tensors")
 
     def class_names(self, field: str, value: Iterable[object]) -> None:
         """Texts that a label file can hold, one per line."""

@@ -129,7 +129,7 @@ def glyphs() -> list[Recipe]:
     first = manifests[plan.members[0]]
     spec = CascadeSpec(
         name="committee",
-        input=InputSpec(name=first.input.name, dtype=first.input.dtype, dims=first.input.dims),
+        inputs=(InputSpec(name=first.input.name, dtype=first.input.dtype, dims=first.input.dims),),
         classes=first.output.dims[-1],
         stages=tuple(
             Stage(members=tuple(member_from_manifest(manifests[name]) for name in stage), threshold=threshold)

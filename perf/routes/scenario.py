@@ -108,7 +108,7 @@ def imposed_cascade(
     source = manifests[0].input
     base = CascadeSpec(
         name=name,
-        input=InputSpec(name=source.name, dtype=source.dtype, dims=source.dims),
+        inputs=(InputSpec(name=source.name, dtype=source.dtype, dims=source.dims),),
         classes=local.classes(members[0]),
         # `impose_exits` fills in the thresholds of all stages but the last.
         stages=tuple(Stage(members=(member_from_manifest(manifest),)) for manifest in manifests),

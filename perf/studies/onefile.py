@@ -177,7 +177,7 @@ def random_cascade(repository: Path, *, widths: Sequence[int] = (48, 72)) -> tup
     stages = [Stage(members=(Member(name=name, output="logits"),)) for name in names]
     stages[0] = Stage(members=stages[0].members, threshold=float(np.median(scores)))
     source = InputSpec(name="image", dtype="FP32", dims=(3, 32, 32))
-    return CascadeSpec(name="random_cnns", input=source, classes=10, stages=tuple(stages)), rows
+    return CascadeSpec(name="random_cnns", inputs=(source,), classes=10, stages=tuple(stages)), rows
 
 
 def _cnn(width: int, rng: np.random.Generator) -> bytes:

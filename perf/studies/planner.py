@@ -153,7 +153,7 @@ def planned(path: Path, size: PlanningSize) -> dict[str, Any]:
     names = list(records.outputs)
     base = CascadeSpec(
         name="made_up",
-        input=InputSpec(name="input", dtype="FP32", dims=(1,)),
+        inputs=(InputSpec(name="input", dtype="FP32", dims=(1,)),),
         classes=records.classes,
         stages=tuple(Stage(members=(Member(name=n, output="output", cost=records.cost[n]),)) for n in names),
     )

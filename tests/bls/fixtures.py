@@ -25,7 +25,7 @@ HARD = np.array([0.1, 0, 0, 0, 0, 9], np.float32)
 def two_stages(**changes: Any) -> CascadeSpec:
     spec = CascadeSpec(
         name="cascade",
-        input=InputSpec(name="x", dtype="FP32", dims=(2 * K,)),
+        inputs=(InputSpec(name="x", dtype="FP32", dims=(2 * K,)),),
         classes=K,
         combine="last",
         stages=(

@@ -71,7 +71,7 @@ def plan(on_failure: str, limit_ms: int = LONG_MS) -> CascadeSpec:
     ]
     return CascadeSpec(
         name="cascade",
-        input=InputSpec(name="x", dtype="FP32", dims=(K * len(MEMBERS),)),
+        inputs=(InputSpec(name="x", dtype="FP32", dims=(K * len(MEMBERS),)),),
         classes=K,
         combine="last",
         stages=(

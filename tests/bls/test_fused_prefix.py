@@ -33,7 +33,7 @@ def spec(fused_prefix: FusedPrefix | None = PREFIX) -> CascadeSpec:
     )
     stages = tuple(Stage(members=(one,), threshold=at) for one, at in zip(members, (0.8, 0.9, None), strict=True))
     source = InputSpec(name="x", dtype="FP32", dims=(3 * K,))
-    return two_stages(input=source, stages=stages, fused_prefix=fused_prefix, limits=Limits())
+    return two_stages(inputs=(source,), stages=stages, fused_prefix=fused_prefix, limits=Limits())
 
 
 def part(index: int, rows: np.ndarray) -> np.ndarray:
@@ -151,7 +151,7 @@ def test_what_the_fused_prefix_decided_is_counted_as_if_the_members_had(tmp_path
 
 def test_a_plan_with_a_fused_prefix_is_read_back_and_a_wrong_one_is_refused() -> None:
     assert cascade_from_json(json_from_cascade(spec())) == spec()
-    assert "lead" not in json_from_cascade(spec(fused_prefix=None))
+    assert "fused_prefix" not in json_from_cascade(spec(fused_prefix=None))
     for prefix, says in (
         (FusedPrefix(name="prefix", stages=4), "got 4 stages, expected at most 3"),
         (FusedPrefix(name="first", stages=2), "a model of its own"),

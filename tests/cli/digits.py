@@ -18,7 +18,7 @@ def digit_spec(name: str = "digits_cascade", preprocess: Preprocess | None = PRE
     """Three stages of one member each."""
     return CascadeSpec(
         name=name,
-        input=InputSpec(name="image", dtype="FP32", dims=(1, 8, 8), preprocess=preprocess),
+        inputs=(InputSpec(name="image", dtype="FP32", dims=(1, 8, 8), preprocess=preprocess),),
         classes=CLASSES,
         labels=tuple(f"digit {index}" for index in range(CLASSES)),
         stages=tuple(

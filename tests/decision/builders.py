@@ -47,7 +47,9 @@ def make_spec(
         for size in sizes
     )
     source = InputSpec(name="x", dtype="FP32", dims=(1,))
-    return CascadeSpec(name="made_up", input=source, classes=classes, stages=stages, combine=combine, score=score)
+    return CascadeSpec(
+        name="made_up", inputs=(source,), classes=classes, stages=stages, combine=combine, score=score
+    )
 
 
 def make_case(

@@ -35,7 +35,7 @@ def cases(draw: st.DrawFn) -> tuple[CascadeSpec, list[np.ndarray | None], int]:
     scores = ["max_prob", "top2_gap", "neg_entropy", *(["agreement"] if len(asked) > 1 else [])]
     spec = CascadeSpec(
         name="cascade",
-        input=InputSpec(name="x", dtype="FP32", dims=(3,)),
+        inputs=(InputSpec(name="x", dtype="FP32", dims=(3,)),),
         classes=4,
         stages=(Stage(members=asked, threshold=0.6, low=draw(st.sampled_from([None, 0.3]))), LAST),
         combine=draw(st.sampled_from(["mean_logit", "mean_prob", "vote", "last"])),

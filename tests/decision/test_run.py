@@ -20,7 +20,7 @@ UNSURE = [0.1, 0.0, 0.0]
 
 def spec_of(*stages: Stage, **changes: object) -> CascadeSpec:
     source = InputSpec(name="x", dtype="FP32", dims=(1,))
-    return CascadeSpec(name="made_up", input=source, classes=3, stages=stages, **changes)
+    return CascadeSpec(name="made_up", inputs=(source,), classes=3, stages=stages, **changes)
 
 
 def stage(*names: str, threshold: float | None = None, **changes: object) -> Stage:

@@ -103,7 +103,7 @@ def test_the_fused_plan_answers_as_the_old_one(
         stages = tuple(Stage(members=tuple(next(taken) for _ in range(size))) for size in sizes)
         spec = CascadeSpec(
             name="plan",
-            input=InputSpec(name="x", dtype="FP32", dims=DIMS),
+            inputs=(InputSpec(name="x", dtype="FP32", dims=DIMS),),
             classes=CLASSES,
             stages=stages,
             combine=combine,

@@ -33,7 +33,7 @@ def combined(members: list[Member], combine: str, outputs: list[np.ndarray]) -> 
     """Probabilities, labels and failures that the decision core finds."""
     spec = CascadeSpec(
         name="combined",
-        input=InputSpec(name="x", dtype="FP32", dims=(1,)),
+        inputs=(InputSpec(name="x", dtype="FP32", dims=(1,)),),
         classes=outputs[0].shape[1],
         stages=(Stage(members=tuple(members)),),
         combine=combine,

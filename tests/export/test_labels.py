@@ -89,7 +89,7 @@ def test_what_is_made_of_a_member_follows_its_names(repository: Path, labels: Pa
 def test_a_cascade_rendered_again_has_the_new_names(repository: Path, labels: Path) -> None:
     spec = CascadeSpec(
         name="cascade",
-        input=InputSpec(name="image", dtype="FP32", dims=(3, 8, 8)),
+        inputs=(InputSpec(name="image", dtype="FP32", dims=(3, 8, 8)),),
         classes=5,
         stages=(Stage(members=(Member(name="small", output="logits"),)),),
     )

@@ -126,7 +126,7 @@ def _plan_of(*names: str) -> CascadeSpec:
     members = [Member(name=name, output="logits", cost=1.0) for name in names]
     stages = [Stage(members=(one,), threshold=0.5 if one is not members[-1] else None) for one in members]
     tensor = InputSpec(name="image", dtype="FP32", dims=(1, 8, 8))
-    return CascadeSpec(name="plan", input=tensor, classes=3, combine="last", stages=tuple(stages))
+    return CascadeSpec(name="plan", inputs=(tensor,), classes=3, combine="last", stages=tuple(stages))
 
 
 # First byte of a document of rows -> the ending of its file.

@@ -20,7 +20,7 @@ def ensemble(members: int = 2, classes: int = 3, *, on_failure: str = "error", *
     asked = tuple(Member(name=f"m{i}", output="logits", cost=float(i + 1)) for i in range(members))
     stage = Stage(members=asked, on_failure=on_failure)
     spec = CascadeSpec(
-        name="ensemble", input=InputSpec(name="x", dtype="FP32", dims=(4,)), classes=classes, stages=(stage,)
+        name="ensemble", inputs=(InputSpec(name="x", dtype="FP32", dims=(4,)),), classes=classes, stages=(stage,)
     )
     return dataclasses.replace(spec, **changes)
 
@@ -48,7 +48,7 @@ def specs(draw: st.DrawFn) -> CascadeSpec:
     )
     return CascadeSpec(
         name="ensemble",
-        input=InputSpec(name="x", dtype="FP32", dims=(4,)),
+        inputs=(InputSpec(name="x", dtype="FP32", dims=(4,)),),
         classes=draw(st.integers(2, 12)),
         combine=draw(st.sampled_from(COMBINES)),
         score=draw(st.sampled_from(SCORES)),

@@ -42,7 +42,7 @@ def pool_of(records: Records, **changes: object) -> CascadeSpec:
     members = (Member(name=name, output="logits", cost=records.cost[name]) for name in records.outputs)
     spec = CascadeSpec(
         name="made_up",
-        input=InputSpec(name="x", dtype="FP32", dims=(1,)),
+        inputs=(InputSpec(name="x", dtype="FP32", dims=(1,)),),
         classes=records.classes,
         stages=tuple(Stage(members=(member,)) for member in members),
     )

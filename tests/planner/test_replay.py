@@ -17,7 +17,7 @@ def plan(combine: str, score: str, thresholds: list[float | None], low: float | 
     stages = (members[:2], members[2:3], members[3:])
     return CascadeSpec(
         name="p",
-        input=InputSpec(name="x", dtype="FP32", dims=(1,)),
+        inputs=(InputSpec(name="x", dtype="FP32", dims=(1,)),),
         classes=4,
         combine=combine,
         score=score,

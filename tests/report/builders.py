@@ -53,7 +53,7 @@ def made_plan(
 ) -> CascadeSpec:
     return CascadeSpec(
         name="made_up",
-        input=InputSpec(name="x", dtype="FP32", dims=(1,)),
+        inputs=(InputSpec(name="x", dtype="FP32", dims=(1,)),),
         classes=classes,
         stages=tuple(
             Stage(members=tuple(member(name) for name in names), threshold=threshold)

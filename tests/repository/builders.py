@@ -87,7 +87,7 @@ def spec_of(*members: Member, name: str = "cascade", **changes: Any) -> CascadeS
     )
     spec = CascadeSpec(
         name=name,
-        input=InputSpec(name="x", dtype="FP32", dims=DIMS),
+        inputs=(InputSpec(name="x", dtype="FP32", dims=DIMS),),
         classes=CLASSES,
         labels=("ant", "bee", "cow"),
         stages=stages,

@@ -58,7 +58,9 @@ def test_what_only_costs_time_or_deserves_a_look_is_a_note(tmp_path: Path) -> No
     repository = tmp_path / "model_repository"
     random = add_member(repository, "random", random_weights=True)
     other = add_member(repository, "other", model=linear_model(2, input="pixels"), inputs=(PIXELS,))
-    spec = spec_of(dataclasses.replace(random, cost=5.0, instances=3), dataclasses.replace(other, input="pixels"))
+    spec = spec_of(
+        dataclasses.replace(random, cost=5.0, instances=3), dataclasses.replace(other, inputs={"pixels": "x"})
+    )
     fit = Fit(
         data_sha256="0" * 64, rows=9, split="plan", target="x", accuracy=None, accuracy_ci95=None,
         exit_share=(0.5, 0.5), mean_cost=1.0, random_weights=True,

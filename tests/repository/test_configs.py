@@ -16,7 +16,9 @@ from orchestrator.spec import Member, Stage, TensorSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from tests.repository.builders import TOKENS, manifest_of, spec_of
 
-SPEC = spec_of(Member(name="small", output="logits"), Member(name="large", output="scores", input="pixels"))
+SPEC = spec_of(
+    Member(name="small", output="logits"), Member(name="large", output="scores", inputs={"pixels": "x"})
+)
 ONE_STAGE = dataclasses.replace(SPEC, stages=(Stage(members=SPEC.members),))
 KIND_CPU, KIND_GPU = pb.ModelInstanceGroup.KIND_CPU, pb.ModelInstanceGroup.KIND_GPU
 

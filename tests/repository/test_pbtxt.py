@@ -13,7 +13,7 @@ from orchestrator.spec import CascadeSpec, InputSpec, Limits, Member, Stage
 from orchestrator.spec.request import INPUT_DTYPES
 from tests.repository.builders import manifest_of, spec_of
 
-TWO = spec_of(Member(name="small", output="logits"), Member(name="large", output="scores", input="pixels"))
+TWO = spec_of(Member(name="small", output="logits"), Member(name="large", output="scores", inputs={"pixels": "x"}))
 
 
 @st.composite
@@ -26,7 +26,7 @@ def specs(draw: st.DrawFn) -> CascadeSpec:
     dims = tuple(draw(st.lists(st.integers(1, 200), min_size=1, max_size=4)))
     return CascadeSpec(
         name="c",
-        input=InputSpec(name=draw(words), dtype=draw(st.sampled_from(list(INPUT_DTYPES))), dims=dims),
+        inputs=(InputSpec(name=draw(words), dtype=draw(st.sampled_from(list(INPUT_DTYPES))), dims=dims),),
         classes=classes,
         labels=labels,
         stages=(Stage(members=members),),

@@ -33,7 +33,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = linear_model(3, input="pixels")
     other = add_member(repository, "named", model=model, inputs=(PIXELS,), max_batch_size=6)
     spec = spec_of(first, dataclasses.replace(second, temperature=0.5))
-    named = dataclasses.replace(other, input="pixels", max_batch_size=6, weight=2.0)
+    named = dataclasses.replace(other, inputs={"pixels": "x"}, max_batch_size=6, weight=2.0)
     render(spec, repository)
     render_ensemble(ensemble_from_cascade(spec, "together"), repository)
     stage = Stage(members=(*spec.members, named))

@@ -70,7 +70,7 @@ def spec_of(
     )
     return CascadeSpec(
         name=name,
-        input=InputSpec(name="image", dtype="FP32", dims=(WIDTH,)),
+        inputs=(InputSpec(name="image", dtype="FP32", dims=(WIDTH,)),),
         classes=K,
         combine="last",
         stages=made,

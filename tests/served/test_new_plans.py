@@ -35,7 +35,7 @@ MEMBER = """
 NEW = "later"
 SPEC = CascadeSpec(
     name="cascade",
-    input=InputSpec(name="x", dtype="FP32", dims=(2,)),
+    inputs=(InputSpec(name="x", dtype="FP32", dims=(2,)),),
     classes=2,
     combine="last",
     stages=(

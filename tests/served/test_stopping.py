@@ -55,7 +55,7 @@ MEMBER = """
 """
 SPEC = CascadeSpec(
     name="cascade",
-    input=InputSpec(name="x", dtype="FP32", dims=(2,)),
+    inputs=(InputSpec(name="x", dtype="FP32", dims=(2,)),),
     classes=2,
     stages=(
         Stage(members=(Member(name="first", output="logits"),), threshold=0.9),

@@ -60,7 +60,7 @@ def plan(repository: Path, name: str, *members: str, version: int = 1, **changes
     ]
     spec = CascadeSpec(
         name=name,
-        input=InputSpec(name="x", dtype="FP32", dims=(2,)),
+        inputs=(InputSpec(name="x", dtype="FP32", dims=(2,)),),
         classes=2,
         stages=tuple(Stage(members=(one,), threshold=None if one is made[-1] else 0.5) for one in made),
     )

@@ -3,6 +3,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,9 +26,9 @@ from orchestrator.spec import (
 
 SPEC = CascadeSpec(
     name="made_up",
-    input=InputSpec(
+    inputs=(InputSpec(
         name="image", dtype="UINT8", dims=(3, 8, 8), preprocess=Preprocess(mode="RGB", height_px=8, width_px=8)
-    ),
+    ),),
     classes=3,
     labels=("a", "b", "ü"),
     stages=(
@@ -71,7 +72,8 @@ def with_member(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (changed(format=2), "format: got 2, expected 1"),
+        (changed(format=3), "format: got 3, expected 2"),
+        (changed(format=0), "format: got 0"),
         (changed(format=True), "format: got True"),
         (with_stage(1, threshold=0.5), "got 2 thresholds for 2 stages, expected 1"),
         (TEXT.replace("0.7", "NaN"), "got NaN, expected a finite number"),
@@ -90,7 +92,8 @@ def with_member(**changes: object) -> str:
         (TEXT.replace('"two"', '"made_up"'), "a cycle"),
         (TEXT.replace('"weight": 2.0', '"weight": 0'), "weight: got 0"),
         (changed(limits={"max_batch_size": 0}), "limits.max_batch_size: got 0"),
-        (changed(input="image"), "input: got str, expected an object"),
+        (changed(inputs=["image"]), "inputs[0]: got str, expected an object"),
+        (changed(inputs="image"), "inputs: got str, expected an array"),
         ("[1, 2]", "expected an object"),
         (changed(classes=2**24 + 1), "classes: got 16777217, expected a whole number of at least 2 and at most"),
         *((changed(limits={name: 10**20}), f"limits.{name}: got 100000000000000000000, expected a whole number")
@@ -99,7 +102,7 @@ def with_member(**changes: object) -> str:
         (with_member(max_batch_size=2**21), "max_batch_size: got 2097152"),
         (with_member(cost=1e31), "cost: got 1e+31, expected 0, or numbers from"),
         (with_stage(0, threshold=1e9), "threshold: got 1000000000.0, expected a number from -1000 to 1000"),
-        (TEXT.replace('"dims": [\n      3', '"dims": [\n      2147483647'), "input.dims: got 137438953408 values"),
+        (TEXT.replace('"dims": [\n        3', '"dims": [\n        2147483647'), "dims: got 137438953408 values"),
         (TEXT.replace('"rows": 9', f'"rows": {2**54}'), "fit.rows: got 18014398509481984"),
         (TEXT.replace('"accuracy": 0.9', '"accuracy": 2'), "fit.accuracy: got 2, expected a number from 0 to 1"),
         (TEXT.replace('"extra": {}', '"extra": []'), "fit.extra: got [], expected an object"),
@@ -131,8 +134,8 @@ def test_each_fault_is_named_with_its_field(text: str, said: str) -> None:
 
 def test_every_fault_is_reported_at_once() -> None:
     with pytest.raises(SpecError) as caught:
-        cascade_from_json(changed(surprise=1, input=3, stages=[{"members": [{"name": "x"}]}]))
-    assert set(caught.value.faults) == {"surprise", "input", "stages[0].members[0].output"}
+        cascade_from_json(changed(surprise=1, inputs=3, stages=[{"members": [{"name": "x"}]}]))
+    assert set(caught.value.faults) == {"surprise", "inputs", "stages[0].members[0].output"}
 
 
 def test_a_missing_file_and_a_binary_file_are_one_line(tmp_path: Path) -> None:
@@ -167,7 +170,7 @@ def test_versions_and_files_beside_models_are_kept_and_left_out_where_there_are_
     for word in ("version", "data_files"):
         assert f'"{word}"' not in TEXT
     bare = json_from_cascade(dataclasses.replace(SPEC, fused_prefix=FusedPrefix(name="prefix", stages=2)))
-    assert set(json.loads(bare)["lead"]) == {"name", "stages", "max_batch_size"}
+    assert set(json.loads(bare)["fused_prefix"]) == {"name", "stages", "max_batch_size"}
 
 
 FULL = dataclasses.replace(
@@ -204,3 +207,161 @@ def test_every_number_has_a_bound_that_the_error_names(path: tuple[str | int, ..
 def test_the_time_limit_of_a_call_is_kept_and_left_out_where_it_is_the_usual_one() -> None:
     assert "member_timeout_ms" not in TEXT
     assert cascade_from_json(json_from_cascade(FULL)) == FULL
+
+
+IDS = {"name": "ids", "dtype": "INT64", "dims": [-1]}
+TEXT_IN = {"name": "text", "dtype": "STRING", "dims": [1]}
+TOKENS = {
+    "model": "tokens", "inputs": {"in": "text"}, "max_batch_size": 8, "cost": 2.0, "version": 3,
+    "outputs": [{"name": "ids", "from": "input_ids", "dtype": "INT64", "dims": [-1], "pad": 1,
+                 "buckets": [4, 16]}],
+}  # fmt: skip
+
+
+def format_2(**changes: object) -> dict[str, Any]:
+    """A plan over text: the first member reads it, the second tokens of it and a mask of numbers."""
+    first = {"name": "one", "output": "logits", "inputs": {"x": "text"}, "cost": 1.0}
+    second = {"name": "two", "output": "logits", "inputs": {"input_ids": "ids", "mask": "mask"}, "cost": 10.0}
+    return {
+        "format": 2, "name": "words", "classes": 3,
+        "inputs": [TEXT_IN, {"name": "mask", "dtype": "FP32", "dims": [2, -1], "non_finite": "pass"}],
+        "derived": [TOKENS],
+        "stages": [{"members": [first], "threshold": 0.5}, {"members": [second]}],
+        **changes,
+    }  # fmt: skip
+
+
+def spec_of(**changes: object) -> CascadeSpec:
+    return cascade_from_json(json.dumps(format_2(**changes)))
+
+
+def test_several_tensors_are_read_and_written_again_and_cost_what_they_cost() -> None:
+    spec = spec_of()
+    assert cascade_from_json(json_from_cascade(spec)) == spec
+    assert list(spec.tensors) == ["text", "mask", "ids"]
+    assert [[one.name for one in spec.derived_for(stage)] for stage in range(2)] == [[], ["tokens"]]
+    assert spec.stage_costs == (1.0, 12.0)
+    assert spec.models == ("one", "two", "tokens")
+    assert spec.tensors_of(spec.members[1]) == {"input_ids": "ids", "mask": "mask"}
+    both = dataclasses.replace(spec.members[0], inputs={})
+    assert spec.tensors_of(both) == {"text": "text", "mask": "mask"}
+
+
+def test_what_takes_one_tensor_alone_says_so_in_one_line() -> None:
+    assert SPEC.input == SPEC.inputs[0]
+    for spec in (spec_of(), spec_of(derived=[], inputs=[TEXT_IN, IDS, format_2()["inputs"][1]])):
+        with pytest.raises(
+            SpecError, match=r"cascade words: inputs: got text STRING\[1\], .*, expected one tensor of"
+        ) as one:
+            _ = spec.input
+        assert "\n" not in str(one.value)
+
+
+def test_a_tensor_is_derived_for_the_first_stage_that_needs_it_whatever_lies_between() -> None:
+    words = {
+        "model": "splitter",
+        "inputs": {"a": "text"},
+        "outputs": [{"name": "w", "dtype": "INT32", "dims": [4]}],
+    }
+    tokens = {**TOKENS, "inputs": {"in": "w"}}
+    spec = spec_of(derived=[tokens, words])
+    assert [[one.name for one in spec.derived_for(stage)] for stage in range(2)] == [[], ["splitter", "tokens"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"inputs": []}, "inputs: got none, expected at least one"),
+        ({"inputs": [TEXT_IN, TEXT_IN, IDS]}, "inputs: got text more than once, expected each input once"),
+        ({"inputs": [TEXT_IN]}, "stages: member two reads mask, which nothing gives, expected one of text, ids"),
+        ({"derived": []}, "stages: member two reads ids, which nothing gives"),
+        ({"derived": [{**TOKENS, "inputs": {"in": "words"}}]}, "derived: model tokens reads words, which nothing"),
+        ({"derived": [TOKENS, {**TOKENS, "model": "again"}]}, "derived: got ids twice"),
+        ({"derived": [{**TOKENS, "outputs": [{**IDS, "name": "text"}, IDS]}]}, "derived: got text twice"),
+        ({"derived": [{**TOKENS, "inputs": {"in": "ids"}}]}, "derived: got a cycle (tokens)"),
+        ({"derived": [{**TOKENS, "outputs": []}]}, "derived[0].outputs: got none"),
+        ({"derived": [{**TOKENS, "model": "two"}]}, "stages: got two more than once"),
+        ({"derived": [{**TOKENS, "cost": -1}]}, "derived[0].cost: got -1"),
+        ({"derived": [{**TOKENS, "inputs": ["text"]}]}, "derived[0].inputs: got ['text'], expected an object"),
+        ({"fused_prefix": {"name": "p", "stages": 2}}, "fused_prefix: got text STRING[1], mask FP32[2, -1]"),
+        *(
+            ({"inputs": [{**tensor, **part}, *format_2()["inputs"][1:]], "derived": [TOKENS]}, f"inputs[0].{said}")
+            for tensor, part, said in (
+                (TEXT_IN, {"dims": [2]}, "dims: got [2], expected [1]: a row's text is one element"),
+                (TEXT_IN, {"dims": [-1]}, "dims: got [-1], expected [1]"),
+                (TEXT_IN, {"non_finite": "pass"}, "non_finite: got pass, expected none for text"),
+                (TEXT_IN, {"buckets": [3]}, "buckets: got [3], expected it only where a size of dims is -1"),
+                (TEXT_IN, {"preprocess": {"mode": "L", "height_px": 1, "width_px": 1}}, "preprocess: got an"),
+                (IDS, {"dims": [-1, -1]}, "dims: got 2 sizes of -1, expected at most one length that varies"),
+                (IDS, {"dims": [-2]}, "dims: got -2"),
+                (IDS, {"dims": [-1.0]}, "dims: got -1.0"),
+                (IDS, {"dims": [0]}, "dims: got 0"),
+                (IDS, {"buckets": [4, 4]}, "buckets: got [4, 4], expected lengths that ascend"),
+                (IDS, {"buckets": [4, 2]}, "buckets: got [4, 2]"),
+                (IDS, {"buckets": [0]}, "buckets: got 0"),
+                (IDS, {"pad": 0.5}, "pad: got 0.5, expected a value of INT64"),
+                (IDS, {"pad": "x"}, "pad: got 'x', expected a number"),
+                (IDS, {"dims": [3], "pad": 1}, "pad: got 1, expected it only where"),
+                (IDS, {"dtype": "UINT8", "pad": 256}, "pad: got 256, expected a value of UINT8"),
+                (IDS, {"dtype": "BYTES"}, "dtype: got 'BYTES', expected one of BOOL"),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_each_fault_of_the_tensors_is_named(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec_of(**changes)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+FORMAT_1 = {
+    "format": 1, "name": "words", "classes": 3, "input": {"name": "x", "dtype": "FP32", "dims": [4]},
+    "lead": {"name": "prefix", "stages": 2},
+    "stages": [
+        {"members": [{"name": "one", "output": "logits", "input": None}], "threshold": 0.5},
+        {"members": [{"name": "two", "output": "logits"}]},
+    ],
+}  # fmt: skip
+
+
+def test_format_1_means_what_it_meant_and_is_written_as_format_2() -> None:
+    spec = cascade_from_json(json.dumps(FORMAT_1))
+    assert spec.input == InputSpec(name="x", dtype="FP32", dims=(4,))
+    assert spec.fused_prefix == FusedPrefix(name="prefix", stages=2)
+    assert [one.inputs for one in spec.members] == [{}, {}]
+    again = json.loads(json_from_cascade(spec))
+    assert (again["format"], again["fused_prefix"]["name"]) == (2, "prefix")
+    assert cascade_from_json(json.dumps(again)) == spec
+    renamed = {"members": [{"name": "two", "output": "logits", "input": "pixels"}]}
+    spec = cascade_from_json(json.dumps({**FORMAT_1, "lead": None, "stages": [FORMAT_1["stages"][0], renamed]}))  # type: ignore[index]
+    assert spec.members[1].inputs == {"pixels": "x"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"input": 3}, "input: got int, expected an object"),
+        ({"input": {"name": "x"}}, "input.dtype: missing"),
+        ({"inputs": []}, "inputs: unknown field, expected format 2"),
+        ({"derived": []}, "derived: unknown field"),
+        ({"lead": {"name": "prefix", "stages": 3}}, "lead: got 3 stages, expected at most 2"),
+        ({"stages": [{"members": [{"name": "one", "output": "o", "input": 3}]}]}, "members[0].input: got 3"),
+        ({"stages": [3]}, "stages[0]: got int"),
+        ({"stages": 3}, "stages: got int"),
+        ({"stages": [{"members": 3}]}, "stages[0].members: got int"),
+        ({"stages": [{"members": [3]}]}, "stages[0].members[0]: got int"),
+    ],
+)  # fmt: skip
+def test_faults_of_format_1_have_its_names(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        cascade_from_json(json.dumps({**FORMAT_1, **changes}))
+    assert said in str(caught.value)
+    with pytest.raises(SpecError, match="input: missing"):
+        cascade_from_json(json.dumps({key: part for key, part in FORMAT_1.items() if key != "input"}))
+
+
+def test_the_plan_on_the_page_about_inputs_can_be_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text(encoding="utf-8")
+    spec = cascade_from_json(page.split("```json")[1].split("```")[0])
+    assert [[one.name for one in spec.derived_for(stage)] for stage in range(2)] == [[], ["tokenizer"]]

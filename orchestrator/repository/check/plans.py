@@ -23,7 +23,7 @@ from orchestrator.repository.index import (
 )
 from orchestrator.repository.members import MemberFacts, Tensors, fits, planned_version, sha256_of_version
 from orchestrator.repository.render import ensemble_configs
-from orchestrator.spec import CascadeSpec, FusedPrefix, Member, cascade_from_path
+from orchestrator.spec import CascadeSpec, Derived, FusedPrefix, Member, cascade_from_path
 from orchestrator.spec.answer import first_misplaced, first_unlike
 from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.triton import versions_in
@@ -185,7 +185,9 @@ class _Pair:
             self.fault(f"{text}; {fix}")
 
 
-def version_faults(planned: Member | FusedPrefix, folder: Path, *, config: ModelConfig | None) -> Iterator[str]:
+def version_faults(
+    planned: Member | FusedPrefix | Derived, folder: Path, *, config: ModelConfig | None
+) -> Iterator[str]:
     """Faults of the version of a model that a plan means, and of its files.
 
     Raises:
@@ -205,7 +207,9 @@ def version_faults(planned: Member | FusedPrefix, folder: Path, *, config: Model
             yield f"{name} of version {version} holds other weights than the thresholds were fitted on; plan again"
 
 
-def unserved_version(planned: Member | FusedPrefix, folder: Path, *, config: ModelConfig | None) -> Iterator[str]:
+def unserved_version(
+    planned: Member | FusedPrefix | Derived, folder: Path, *, config: ModelConfig | None
+) -> Iterator[str]:
     """A fault where Triton does not serve the version that a plan names."""
     served = versions_served(folder, config)
     if planned.version is not None and planned.version not in served:

@@ -65,7 +65,7 @@ def cascade(sizes: list[int], classes: int = 3, **changes: Any) -> CascadeSpec:
     )
     source = InputSpec(name="x", dtype="FP32", dims=(sum(sizes) * classes,))
     spec = CascadeSpec(
-        name="made_up", input=source, classes=classes, stages=stages, limits=Limits(max_batch_size=32)
+        name="made_up", inputs=(source,), classes=classes, stages=stages, limits=Limits(max_batch_size=32)
     )
     return dataclasses.replace(spec, **changes)
 

@@ -218,7 +218,7 @@ def test_members_with_branches_halves_and_outputs_of_their_own_fit_in(tmp_path: 
     """A member may hold an If, give fp16, name its input otherwise, and have outputs that nobody asks for."""
     spec = cascade([1, 1], 2)
     stages = [dataclasses.replace(spec.stages[0], threshold=None), spec.stages[1]]
-    odd = dataclasses.replace(stages[1].members[0], input="pixels")
+    odd = dataclasses.replace(stages[1].members[0], inputs={"pixels": spec.input.name})
     stages[1] = dataclasses.replace(stages[1], members=(odd,))
     spec = dataclasses.replace(spec, stages=tuple(stages))
     put_slicing(tmp_path, spec)

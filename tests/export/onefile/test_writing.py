@@ -217,7 +217,7 @@ def test_names_and_stages_that_cannot_be_are_refused(
 ) -> None:
     made = cascade([1, 1], 2)
     put_slicing(tmp_path, made)
-    made = dataclasses.replace(made, input=dataclasses.replace(made.input, name=source))
+    made = dataclasses.replace(made, inputs=(dataclasses.replace(made.input, name=source),))
     with pytest.raises(ExportError, match=says):
         write_onefile(made, tmp_path, **asked)
 

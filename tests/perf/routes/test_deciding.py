@@ -21,7 +21,7 @@ def cascade(thresholds: list[float]) -> CascadeSpec:
         for index, threshold in enumerate([*thresholds, None])
     ]
     source = InputSpec(name="image", dtype="FP32", dims=(2,))
-    return CascadeSpec(name="plain", input=source, classes=3, stages=tuple(stages))
+    return CascadeSpec(name="plain", inputs=(source,), classes=3, stages=tuple(stages))
 
 
 def plan_of(spec: CascadeSpec) -> BaselinePlan:
@@ -88,7 +88,7 @@ def test_a_deferred_row_holds_on_to_nothing_of_a_members_response() -> None:
         {"score": "top2_gap"},
         {"stages": (Stage(members=(Member(name="a", output="o"), Member(name="b", output="o"))),)},
         {"stages": (Stage(members=(Member(name="a", output="o", temperature=2.0),)),)},
-        {"stages": (Stage(members=(Member(name="a", output="o", input="x"),)),)},
+        {"stages": (Stage(members=(Member(name="a", output="o", inputs={"x": "image"}),)),)},
     ],
     ids=str,
 )

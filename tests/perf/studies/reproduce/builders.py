@@ -97,7 +97,7 @@ def base_of(records: Records) -> CascadeSpec:
     members = (Member(name=name, output="logits", cost=records.cost[name]) for name in records.outputs)
     return CascadeSpec(
         name="glyphs",
-        input=InputSpec(name="image", dtype="UINT8", dims=(1, SIDE, SIDE)),
+        inputs=(InputSpec(name="image", dtype="UINT8", dims=(1, SIDE, SIDE)),),
         classes=records.classes,
         stages=tuple(Stage(members=(member,)) for member in members),
     )
