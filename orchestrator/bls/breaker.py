@@ -17,12 +17,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from orchestrator.bls.metrics import Counters
+from orchestrator.bls.rows import AnyRows, Rows
 from orchestrator.spec import CascadeSpec
 
 # A breaker looks back so far, ...
@@ -49,7 +48,6 @@ BREAKER_TRANSITIONS = {
     "fail": {PROBING: OPEN},
     "recover": {PROBING: CLOSED},
 }
-Rows = npt.NDArray[Any]
 
 
 class Breaker:
@@ -110,24 +108,29 @@ class Opening:
 
 @dataclass(eq=False)
 class Breakers:
-    """The breakers of a cascade's members, by plan index, and of its fused prefix after them."""
+    """The breakers of a cascade's members, by plan index, then of its fused prefix and its deriving models."""
 
     spec: CascadeSpec
     metrics: Counters
     log: Callable[[str], None]  # writes one line to the server's log
     # asks a model about a row (1, *dims); why it failed, None if it did not
-    ask: Callable[[str, Rows], str | None]
+    ask: Callable[[str, AnyRows], str | None]
 
     def __post_init__(self) -> None:
         models = [(stage, one.name) for stage, part in enumerate(self.spec.stages) for one in part.members]
         self.prefix = len(models)  # the index of the prefix
         models += [] if self.spec.fused_prefix is None else [(0, self.spec.fused_prefix.name)]
+        self.derived = len(models)  # the index of the first deriving model
+        needed = [{one.name for one in self.spec.derived_for(stage)} for stage in range(len(self.spec.stages))]
+        for one in self.spec.derived:
+            # At the stage where it is asked first; one that no member needs is never asked.
+            models.append((next((stage for stage, names in enumerate(needed) if one.name in names), 0), one.name))
         self._models = models
         self._all = [Breaker() for _ in models]
         self._lock = threading.Lock()
         self._open: dict[int, Opening] = {}  # by index, those that are not closed
-        self._known: dict[int, Rows] = {}  # by index, a row (1, *dims) that the model has answered
-        self._row: dict[int, Rows] = {}  # the newest row that it has not, for probes where none is known
+        self._known: dict[int, AnyRows] = {}  # by index, a row (1, *dims) that the model has answered
+        self._row: dict[int, AnyRows] = {}  # the newest row that it has not, for probes where none is known
         self._lost = [0] * len(models)  # calls given up that have not returned
         for place in range(len(models)):
             self._show(place)
@@ -137,7 +140,7 @@ class Breakers:
         """Whether a model may be asked."""
         return place not in self._open
 
-    def refusals(self, stage: int, places: list[int], rows: Rows) -> dict[int, str]:
+    def refusals(self, stage: int, places: list[int], rows: AnyRows) -> dict[int, str]:
         """Which of a stage's members, by index, must not be asked about rows (n, *dims), and why."""
         if not self._open:
             return {}
@@ -151,7 +154,7 @@ class Breakers:
             return dict.fromkeys(places, texts[shut[0]])
         return texts
 
-    def note(self, place: int, rows: Rows, output: Rows | None, *, failure: str = "", is_certain: bool) -> None:
+    def note(self, place: int, rows: AnyRows, output: Rows | None, *, failure: str = "", is_certain: bool) -> None:
         """Takes note of the end of a call.
 
         Args:
@@ -174,7 +177,7 @@ class Breakers:
             if self._all[place].note(is_failed=output is None and is_certain, now_s=now_s):
                 self._trip(place, rows, failure, now_s)
 
-    def give_up(self, place: int, rows: Rows) -> str:
+    def give_up(self, place: int, rows: AnyRows) -> str:
         """Takes note that a call about rows (n, *dims) was given up at the time limit; returns why it failed."""
         limit_ms = self.spec.limits.member_timeout_ms
         failure = f"no answer within {limit_ms} ms"
@@ -204,12 +207,12 @@ class Breakers:
             for opening in self._open.values():
                 opening.is_over.set()
 
-    def _keep(self, place: int, rows: Rows, output: Rows) -> None:
+    def _keep(self, place: int, rows: AnyRows, output: Rows) -> None:
         good = np.isfinite(output).all(axis=1).nonzero()[0]
         if len(good):
             self._known[place] = rows[good[0] : good[0] + 1].copy()
 
-    def _trip(self, place: int, rows: Rows, failure: str, now_s: float) -> None:
+    def _trip(self, place: int, rows: AnyRows, failure: str, now_s: float) -> None:
         opening = Opening(now_s, failure, now_s + PROBE_S)
         if not self._start(self._probe_often, place, opening):
             return  # no thread to be had: without probes it would never close, so the next call tries again

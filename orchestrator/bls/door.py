@@ -23,19 +23,25 @@ class Door:
 
     Attributes:
         limit_rows: that the table takes.
+        limit_bytes: of their inputs; None where all rows have one size.
         is_shut: whether batches have found no room lately.
         refused_rows: since it was shut.
     """
 
-    def __init__(self, limit_rows: int, scheduler: Scheduler, log: Callable[[str], None]) -> None:
-        self.limit_rows = limit_rows
+    def __init__(self, limits: tuple[int, int | None], scheduler: Scheduler, log: Callable[[str], None]) -> None:
+        self.limit_rows, self.limit_bytes = limits
         self.is_shut = False
         self.refused_rows = 0
         self._scheduler = scheduler
         self._log = log
         self._shut_s = self._logged_s = -math.inf
 
-    def has_room(self, batch: Sequence[PendingRequest], rows: int) -> bool:
+    def fits(self, rows: int, size_bytes: int, *, in_table: int, bytes_in_table: int) -> bool:
+        """Whether so many rows fit beside those that the table has."""
+        has_bytes = self.limit_bytes is None or bytes_in_table + size_bytes <= self.limit_bytes
+        return has_bytes and in_table + rows <= self.limit_rows
+
+    def has_room(self, batch: Sequence[PendingRequest], rows: int, size_bytes: int) -> bool:
         """Whether the table can take the rows of a batch, which waits for that as long as it may."""
         begun_s = self._shut_s if self.is_shut else time.monotonic()
         wait_s = begun_s + MOST_WAIT_S - time.monotonic()
@@ -44,7 +50,7 @@ class Door:
             # Stage 0 needs time, too. The latest deadline counts: one near deadline must not have its neighbours
             # refused, and is missed by no more than this wait.
             wait_s = min(wait_s, (max(deadlines_ns) - time.monotonic_ns()) / 2e9)
-        has_room = self._scheduler.wait_for_room(rows, max(wait_s, 0.0))
+        has_room = self._scheduler.wait_for_room(rows, size_bytes, max(wait_s, 0.0))
         if has_room and self.is_shut:
             self._open()
         elif not has_room and not self.is_shut:
@@ -54,6 +60,8 @@ class Door:
     def refusal(self, rows: int) -> str:
         """Why a request is refused when so many rows are in the table."""
         limit = f"as many as limits.max_deferred_rows allows ({self.limit_rows})"
+        if self.limit_bytes is not None:
+            limit += f", or with as many bytes as limits.max_deferred_bytes does ({self.limit_bytes})"
         return f"{rows} {FULL_WORDS}, about {limit}; try again in a moment"
 
     def _shut(self, now_s: float) -> None:

@@ -9,118 +9,29 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from orchestrator.bls.breaker import Breakers
+from orchestrator.bls.deriving import Deriving
+from orchestrator.bls.input_buffer import Buckets
 from orchestrator.bls.metrics import Counters
-from orchestrator.bls.pieces import (
-    BAD_ROWS_OF_ALIVE,
-    CALLS_TO_SILENT,
-    EVERY_ROW,
-    REPEATS,
-    Ask,
-    BatchPieces,
-    Errors,
-    MemberOutputs,
-    Owners,
-    Refusal,
-    StageCall,
-    isolate,
-)
+from orchestrator.bls.pieces import EVERY_ROW, Errors, Gate, MemberOutputs, Owners, Refusal, StageCall
+from orchestrator.bls.rows import AnyRows, Rows, RowTensors, padded
 from orchestrator.errors import for_clients
 from orchestrator.spec import CascadeSpec, FusedPrefix
 from orchestrator.spec.triton import ANY_VERSION
 
-Rows = npt.NDArray[Any]
 # Kinds of numpy dtypes that hold scores.
 _NUMBERS = "fiub"
 # The server's messages for a model that is not there, or takes no request now. Before 25.04 all have the code
 # INTERNAL, as a model's own errors do, so that only the words tell them apart.
 _NOT_THERE = ("Request for unknown model", "has no available versions", "Stub process")
 _NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
-
-
-class Gate:
-    """Lets the calls of one member run side by side, or one caller alone."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._inside = 0
-        self._is_shut = False
-        self._is_retired = False
-
-    def retire(self) -> None:
-        """Keeps nobody out or waiting any more, because a call inside may never return."""
-        with self._lock:
-            self._is_retired = True
-            self._changed.notify_all()
-
-    def beside_others(self, ask: Ask, start: int, end: int) -> list[Rows] | Refusal:
-        """One call, made as soon as nobody calls alone."""
-        with self._lock:
-            while self._is_shut and not self._is_retired:
-                self._changed.wait()
-            self._inside += 1
-        try:
-            return ask(start, end)
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._is_shut:
-                    self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Waits until everybody has left, and keeps them out meanwhile."""
-        with self._lock:
-            while self._is_shut and not self._is_retired:
-                self._changed.wait()
-            self._is_shut = True
-            while self._inside and not self._is_retired:
-                self._changed.wait()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._is_shut = False
-                self._changed.notify_all()
-
-    def ask_in_pieces(
-        self, ask: Ask, rows: int, *, size: int, owners: Owners | None = None, first: Refusal | None = None
-    ) -> BatchPieces:
-        """Asks about rows in parts of a given size, and again in halves about parts that are refused.
-
-        Args:
-            ask: calls the member.
-            rows: how many there are.
-            size: largest part.
-            owners: called only when a part was refused.
-            first: the refusal of the first part, where that was asked about already.
-        """
-        depth = (min(size, rows) - 1).bit_length()
-        # A bad row costs both halves at every level, and itself again at the end.
-        pieces = BatchPieces(room=max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * (2 * depth + REPEATS)))
-        refused = []
-        for start in range(0, rows, size):
-            end = min(start + size, rows)
-            said: list[Rows] | Refusal = first if first and not start else self.beside_others(ask, start, end)
-            if not pieces.note(start, end, said):
-                refused.append((start, end))
-            if pieces.is_over:
-                pieces.failed.update(dict.fromkeys(range(end, rows), pieces.failed[start]))
-                return pieces
-        if refused:
-            with self.alone():
-                isolate(ask, refused, pieces, owners)
-        return pieces
 
 
 class Helpers:
@@ -187,6 +98,12 @@ class MemberCalls:
         # Stage 0 and the workers of every later stage may fan out at the same time.
         self._helpers = Helpers(1 + 4 * max(len(stage.members) - 1 for stage in self.spec.stages))
         self._breakers = Breakers(self.spec, self.metrics, log=self.pb.Logger.log_warn, ask=self._fault_of)
+        # By member, its tensor -> the cascade's.
+        self._reads = [self.spec.tensors_of(member) for member in self._members]
+        self._tensors, self._buckets = self.spec.tensors, Buckets(self.spec)
+        self._deriving = Deriving(
+            self.spec, breakers=self._breakers, metrics=self.metrics, execute=self._execute, lock=self._lock
+        )
 
     def ask(
         self,
@@ -213,20 +130,22 @@ class MemberCalls:
         refused = self._breakers.refusals(call.stage, places, call.rows)
         call.said |= {place: (None, {(place, EVERY_ROW): text}) for place, text in refused.items()}
         asked = [place for place in places if place not in refused]
-        call.cost = sum(self._members[place].cost for place in asked) if refused else None
+        call.cost = self._cost_of(call.stage, asked) if refused else None
         # Counted before the members are asked: rows answered at a deadline meanwhile have cost it, too.
         self.metrics.asked(len(call.rows), call.stage, call.cost)
-        by_helpers = asked if timeout_s is not None else asked[1:]
-        if by_helpers:
+        works = [partial(self._ask_for, call, place, tensor=tensor, owners=owners) for place in asked]
+        if works and self._deriving.is_needed(call.stage):
+            works = [partial(self._derive_and_ask, call, works, owners)]
+        by_helpers = works if timeout_s is not None else works[1:]
+        if by_helpers or len(asked) > len(works):
             call.ready = threading.Lock()
             call.ready.acquire()
         call.is_asked = True
-        ask = partial(self._ask_for, call, tensor=tensor, owners=owners)
-        for place in by_helpers:
-            self._helpers.submit(partial(ask, place))
-        if len(by_helpers) < len(asked):
-            # The calling thread asks the first member itself: one hand-over fewer.
-            ask(asked[0])
+        for work in by_helpers:
+            self._helpers.submit(work)
+        if len(by_helpers) < len(works):
+            # The calling thread does the first itself: one hand-over fewer.
+            works[0]()
         if call.ready is not None and not call.ready.acquire(timeout=-1 if timeout_s is None else timeout_s):
             outputs = self.give_up(call)
             if outputs is not None:
@@ -246,18 +165,43 @@ class MemberCalls:
             if call.is_finished or not call.is_asked or not missing:
                 return None
             call.is_given_up = True
+            derives = call.deriving
+            said = None if derives is None else self._deriving.give_up(derives, call.rows)
             for place in missing:
-                # Whoever waits at the gate for the lost call would be lost, too.
-                gate, self._gates[place] = self._gates[place], Gate()
-                gate.retire()
-                text = self._breakers.give_up(place, call.rows)
+                text = self._lose(call, place) if said is None else said
                 name = self._members[place].name
                 call.said[place] = None, {(place, EVERY_ROW): f"stage {call.stage} member {name}: {text}"}
         if call.ready is not None:
             call.ready.release()
         return self._outputs_of(call)
 
-    def ask_stage0(self, rows: Rows, tensor: Any | None = None, *, owners: Owners | None = None) -> MemberOutputs:
+    def _lose(self, call: StageCall, place: int) -> str:
+        """Takes note that a member's call is lost; returns why it failed."""
+        # Whoever waits at the gate for the lost call would be lost, too.
+        gate, self._gates[place] = self._gates[place], Gate()
+        gate.retire()
+        call.lost.add(place)
+        return self._breakers.give_up(place, call.rows)
+
+    def _derive_and_ask(self, call: StageCall, works: Sequence[Callable[[], None]], owners: Owners | None) -> None:
+        """Derives what a stage's members read and then has them asked."""
+        try:
+            self._deriving.fill(call, owners)
+        except Exception as error:  # a caller waits: whatever broke must become its answer
+            text = for_clients(f"{type(error).__name__} {error}")
+            call.underived = dict.fromkeys(range(len(call.rows)), text)
+        for work in works[1:]:
+            self._helpers.submit(work)
+        works[0]()
+
+    def _cost_of(self, stage: int, asked: Sequence[int]) -> float:
+        """What it costs to ask these of a stage's members about a row, and to derive what they read."""
+        derived = self.spec.stage_costs[stage] - self.spec.stages[stage].cost
+        return sum(self._members[place].cost for place in asked) + (derived if asked else 0)
+
+    def ask_stage0(
+        self, rows: AnyRows, tensor: Any | None = None, *, owners: Owners | None = None
+    ) -> MemberOutputs:
         """As `ask`, by the fused prefix where the plan has one; where that fails, the members are asked.
 
         The caller is the server's one thread for requests, and must come back: a call that hangs in the thread
@@ -275,11 +219,12 @@ class MemberCalls:
         assert outputs is not None, "nobody else gives this call up"
         return outputs
 
-    def _ask_prefix(self, prefix: FusedPrefix, rows: Rows, tensor: Any | None) -> list[Rows] | None:
+    def _ask_prefix(self, prefix: FusedPrefix, rows: AnyRows, tensor: Any | None) -> list[Rows] | None:
         """The outputs (n, k) of the members that the prefix covers; None where it fails for any row."""
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
-            said = self._exec(prefix.name, self._prefix_outputs, self._tensor(rows, start, end, given=tensor))
+            inputs = self._inputs(prefix.name, rows, self._reads[0], start, end, given=tensor)
+            said = self._exec(prefix.name, self._prefix_outputs, inputs)
             # Final, because asking the members finds the rows at fault.
             return Refusal(said.text, is_final=True) if isinstance(said, Refusal) else said
 
@@ -297,7 +242,7 @@ class MemberCalls:
         self._breakers.note(self._breakers.prefix, rows, output, failure=failure, is_certain=said is not None)
         return said
 
-    def _in_time(self, place: int, rows: Rows, ask: Callable[[], list[Rows] | None]) -> list[Rows] | None:
+    def _in_time(self, place: int, rows: AnyRows, ask: Callable[[], list[Rows] | None]) -> list[Rows] | None:
         """What the fused prefix says; None where it says nothing before the time limit."""
         ready, said, given_up = threading.Lock(), list[list[Rows] | None](), list[bool]()
         ready.acquire()
@@ -321,15 +266,20 @@ class MemberCalls:
             self._breakers.give_up(place, rows)
             return None
 
-    def ask_about_row(self, model: str, row: Rows, *, version: int | None) -> Rows | Refusal:
+    def ask_about_row(self, model: str, row: AnyRows, *, version: int | None) -> Rows | Refusal:
         """The output of a version of a member, or of the fused prefix, for one row (1, *dims); float (1, k)."""
-        outputs, source, gate = self._prefix_outputs, None, self._prefix_gate
-        for member, own in zip(self._members, self._gates, strict=True):
+        outputs, reads, gate = self._prefix_outputs, self._reads[0], self._prefix_gate
+        for place, member in enumerate(self._members):
             if member.name == model:
-                outputs, source, gate = [member.output], member.input, own
+                outputs, reads, gate = [member.output], self._reads[place], self._gates[place]
+        if isinstance(row, RowTensors):
+            found = self._deriving.filled(row, list(reads.values()))
+            if isinstance(found, Refusal):
+                return found
+            row = found
 
         def call(start: int, end: int) -> list[Rows] | Refusal:
-            return self._exec(model, outputs, self._tensor(row, start, end, name=source), version=version)
+            return self._exec(model, outputs, self._inputs(model, row, reads, start, end), version=version)
 
         try:
             said = gate.beside_others(call, 0, len(row))
@@ -344,9 +294,14 @@ class MemberCalls:
 
     def _ask_for(self, call: StageCall, place: int, *, tensor: Any | None, owners: Owners | None) -> None:
         """Asks a member for a call, and keeps what it says where the call still stands."""
-        output, failed, is_certain = self._ask_member(call, place, tensor=tensor, owners=owners)
+        if isinstance(call.rows, RowTensors):
+            output, failed, is_certain = self._ask_tensors(call, place, call.rows, owners)
+        else:
+            output, failed, is_certain = self._ask_member(call, place, call.rows, tensor=tensor, owners=owners)
         failure = next(iter(failed.values()), "")
-        note = partial(self._breakers.note, place, call.rows, output, failure=failure, is_certain=is_certain)
+        note: Callable[[], None] = lambda: None  # noqa: E731 - where it was not asked
+        if is_certain is not None:
+            note = partial(self._breakers.note, place, call.rows, output, failure=failure, is_certain=is_certain)
         # A failure is noted before its rows are answered, so that who asks again finds the breaker as it is then.
         if output is None and not call.is_given_up:
             note()
@@ -354,7 +309,8 @@ class MemberCalls:
         errors = {(place, row): f"{who}: {text}" for row, text in failed.items()}
         with self._lock:
             if call.is_given_up:
-                self._breakers.returned(place)
+                if place in call.lost:
+                    self._breakers.returned(place)
                 return
             call.said[place] = output, errors
             if call.ready is not None and len(call.said) == len(self._places[call.stage]):
@@ -367,26 +323,67 @@ class MemberCalls:
         errors: Errors = {}
         for _, failed in said:
             errors |= failed
-        return MemberOutputs([output for output, _ in said], errors, cost=call.cost)
+        rows = call.rows if self._deriving.is_needed(call.stage) else None
+        return MemberOutputs([output for output, _ in said], errors, cost=call.cost, rows=rows)
+
+    def _ask_tensors(
+        self, call: StageCall, place: int, rows: RowTensors, owners: Owners | None
+    ) -> tuple[Rows | None, dict[int, str], bool | None]:
+        """As `_ask_member`, about rows bucket by bucket, and only about those that have what it reads.
+
+        Whether a failure speaks of the member is None where it was not asked.
+        """
+        reads = list(self._reads[place].values())
+        lacks = rows.missing(reads)
+        failed = {row: call.underived.get(row, "a tensor is missing") for row in lacks.nonzero()[0].tolist()}
+        asked = (~lacks).nonzero()[0]
+        if not len(asked):
+            return None, failed, None
+        starts: list[int] = []
+        codes = self._buckets.codes(rows[asked], reads)
+        if codes is not None:
+            order = np.argsort(codes, kind="stable")
+            asked = asked[order]
+            starts = (1 + np.diff(codes[order]).nonzero()[0]).tolist()
+        is_whole = not failed and not starts
+        whose = owners if owners is None or is_whole else (lambda: owners()[asked])
+        part, found, is_certain = self._ask_member(
+            call, place, rows if is_whole else rows[asked], owners=whose, starts=starts
+        )
+        if is_whole:
+            return part, found, is_certain
+        failed |= {int(asked[at]) if at != EVERY_ROW else at: text for at, text in found.items()}
+        if part is None:
+            return None, failed, is_certain
+        whole = np.full((len(rows), *part.shape[1:]), np.nan, part.dtype if part.dtype.kind == "f" else np.float32)
+        whole[asked] = part
+        return whole, failed, is_certain
 
     def _ask_member(
-        self, call: StageCall, place: int, *, tensor: Any | None, owners: Owners | None
+        self,
+        call: StageCall,
+        place: int,
+        asked: AnyRows,
+        *,
+        tensor: Any | None = None,
+        owners: Owners | None,
+        starts: Sequence[int] = (),
     ) -> tuple[Rows | None, dict[int, str], bool]:
-        """Asks a stage's member.
+        """Asks a stage's member about rows, parts of which begin with `starts`.
 
         Returns:
             its output (n, k), NaN in rows it failed for; why, by row; whether that speaks of the member itself.
         """
-        gate, rows, size = self._gates[place], len(call.rows), self._members[place].max_batch_size
-        ask = partial(self._ask_part, call, place, tensor)
+        gate, rows, size = self._gates[place], len(asked), self._members[place].max_batch_size
+        ask = partial(self._ask_part, call, place, asked, tensor)
         try:
             first = None
-            if rows <= size:
+            if rows <= size and not starts:
                 said = gate.beside_others(ask, 0, rows)
                 if not isinstance(said, Refusal):
                     return said[0], {}, True
                 first = said
-            pieces = gate.ask_in_pieces(ask, rows, size=size, owners=owners, first=first)
+            pieces = gate.ask_in_pieces(ask, rows, size=size, owners=owners, first=first, starts=starts)
             outputs = pieces.outputs(rows)
         except Exception as error:  # a caller waits: whatever broke must become its answer
             text = self._for_clients(self._members[place].name, f"{type(error).__name__} {error}")
@@ -396,25 +393,24 @@ class MemberCalls:
         return None if outputs is None else outputs[0], pieces.failed, pieces.is_over
 
     def _ask_part(
-        self, call: StageCall, place: int, tensor: Any | None, start: int, end: int
+        self, call: StageCall, place: int, rows: AnyRows, tensor: Any | None, start: int, end: int
     ) -> list[Rows] | Refusal:
-        """Asks a member about some of a call's rows; `tensor` is the server's of all."""
+        """Asks a member about some rows; `tensor` is the server's of all."""
         if call.is_given_up:
             return Refusal("given up", is_final=True)
         member = self._members[place]
-        name = member.input or self.spec.input.name
-        given = tensor if name == self.spec.input.name else None
-        said = self._exec(
-            member.name, [member.output], self._tensor(call.rows, start, end, given=given, name=name)
-        )
+        inputs = self._inputs(member.name, rows, self._reads[place], start, end, given=tensor)
+        said = self._exec(member.name, [member.output], inputs)
         expected = (end - start, self.spec.classes)
         if isinstance(said, Refusal) or said[0].shape == expected:
             return said
         wrong = f"output {member.output} has shape {list(said[0].shape)}, expected {list(expected)}"
         return Refusal(wrong, is_final=True)
 
-    def _fault_of(self, model: str, row: Rows) -> str | None:
-        """Why a member or the fused prefix does not answer a row (1, *dims); None where it does."""
+    def _fault_of(self, model: str, row: AnyRows) -> str | None:
+        """Why a model of the plan does not answer a row (1, *dims); None where it does."""
+        if isinstance(row, RowTensors) and self._deriving.knows(model):
+            return self._deriving.fault_of(model, row)
         try:
             said = self.ask_about_row(model, row, version=None)
         except Exception as error:  # a breaker waits: whatever it was, no answer has come
@@ -425,23 +421,52 @@ class MemberCalls:
         expected = (1, self.spec.classes * (len(self._prefix_outputs) if is_prefix else 1))
         return None if said.shape == expected else f"output of shape {list(said.shape)}, expected {list(expected)}"
 
-    def _tensor(
-        self, rows: Rows, start: int, end: int, *, given: Any | None = None, name: str | None = None
-    ) -> Any:
-        """The server's tensor of some of the rows; the given one where it has just those."""
-        if given is not None and end - start == len(rows):
-            return given
-        return self.pb.Tensor(name or self.spec.input.name, rows[start:end])
+    def _inputs(
+        self,
+        model: str,
+        rows: AnyRows,
+        reads: Mapping[str, str],
+        start: int,
+        end: int,
+        *,
+        given: Any | None = None,
+    ) -> list[Any]:
+        """The server's tensors of some of the rows, by a model's names; the given one where it has just those."""
+        if not isinstance(rows, RowTensors):
+            name, own = next(iter(reads.items()))
+            is_whole = given is not None and end - start == len(rows) and name == own
+            return [given if is_whole else self.pb.Tensor(name, rows[start:end])]
+        tensors, values, filling = [], 0, 0
+        for name, own in reads.items():
+            column, filled = padded(rows.columns[own][start:end], self._tensors[own])
+            tensors.append(self.pb.Tensor(name, column))
+            if self._tensors[own].length_axis is not None:
+                values, filling = values + column.size, filling + filled
+        if values:
+            self.metrics.padded(model, values, filling)
+        return tensors
+
+    def _execute(
+        self, model: str, outputs: Sequence[str], rows: RowTensors, reads: dict[str, str]
+    ) -> list[Rows] | Refusal:
+        """Asks a deriving model, which may give texts."""
+        return self._exec(model, outputs, self._inputs(model, rows, reads, 0, len(rows)), kinds=_NUMBERS + "O")
 
     def _exec(
-        self, model: str, outputs: Sequence[str], tensor: Any, *, version: int | None = None
+        self,
+        model: str,
+        outputs: Sequence[str],
+        inputs: list[Any],
+        *,
+        version: int | None = None,
+        kinds: str = _NUMBERS,
     ) -> list[Rows] | Refusal:
         """One call; a refusal is final where it speaks of the model and not of what it was asked."""
         request = self.pb.InferenceRequest(
             model_name=model,
             model_version=self.versions.get(model, ANY_VERSION) if version is None else version,
             requested_output_names=list(outputs),
-            inputs=[tensor],
+            inputs=inputs,
             preferred_memory=self._cpu,
         )
         response = request.exec()
@@ -457,7 +482,7 @@ class MemberCalls:
             if output is None:
                 return Refusal(f"answered without its output {name}", is_final=True)
             array = output.as_numpy()
-            if array.dtype.kind not in _NUMBERS:
+            if array.dtype.kind not in kinds:
                 got = "text" if array.dtype.kind in "OSU" else array.dtype
                 return Refusal(f"output {name} holds {got}, expected numbers", is_final=True)
             # The view dies with the response, which frees its shared memory; the sums outlive it.

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.bls.member_calls import MemberCalls, Rows
+from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.pieces import Refusal
 from orchestrator.bls.replacement import is_model_ready, missing_members
+from orchestrator.bls.rows import AnyRows, Rows
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.planned_models import PlannedModel, planned_models
@@ -63,7 +64,7 @@ class MemberProbes:
 
     pb: Any  # the server's Python module
     calls: MemberCalls
-    row: Rows  # (1, *dims), that of a request, so that it is one they understand
+    row: AnyRows  # (1, *dims), that of a request, so that it is one they understand
     first: dict[str, Rows] = field(default_factory=dict)  # by name, the scores that a model gave at first
     hurry_until_s: dict[str, float] = field(default_factory=dict)  # by name, until when it is asked at every turn
 
@@ -194,8 +195,9 @@ class MemberWatch:
         self._spec = spec
         self._verify_files = verify_files
         self._models = planned_models(spec, repository, verify_files=verify_files)
-        self._members = self._models[: len(spec.members)]
-        self._prefix = self._models[-1] if spec.fused_prefix is not None else None
+        self._prefix = self._models[len(spec.members)] if spec.fused_prefix is not None else None
+        # Deriving models count as members: no stage may be given other tensors than planned.
+        self._members = tuple(model for model in self._models if model is not self._prefix)
         self._prefix_fault: str | None = None
         self._calls: MemberCalls | None = None
         self._on_fault: Callable[[str], None] = lambda _: None
@@ -242,7 +244,7 @@ class MemberWatch:
         """Whether the plan's fused prefix is as planned; without it the members are asked."""
         return self._prefix_fault is None
 
-    def begin(self, row: Rows) -> None:
+    def begin(self, row: AnyRows) -> None:
         """Starts to watch with a row (1, *dims) of the first request; the server is up by then.
 
         Where that fails, for want of a thread say, the next request may try again.

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.decision import StageOutcome
-from orchestrator.spec import CascadeSpec
+from orchestrator.spec import CascadeSpec, Derived, Member
 from orchestrator.spec.answer import STATUS_BITS
 
 FLUSH_INTERVAL_S = 1.0
@@ -28,6 +28,8 @@ HELP = {
     "committee_status_total": "Rows answered with a status bit, by bit.",
     "committee_member_failures_total": "Rows a member failed on.",
     "committee_asked_again_total": "Member calls made again for part of a batch, to find the rows that break it.",
+    "committee_values_total": "Values of tensors whose length varies that were sent to a model, padding included.",
+    "committee_padding_values_total": "Those of these values that only fill rows up to their batch's longest.",
     "committee_table_full_rows_total": "Rows refused because the table of deferred rows was full.",
     "committee_failed_rows_total": "Rows whose request was answered with an error by the runtime.",
     "committee_cost_total": "Cost of every member asked, in the plan's cost unit.",
@@ -41,6 +43,7 @@ HELP = {
     "committee_latency_us_sum": "Microseconds from arrival to answer, summed over requests.",
     "committee_latency_us_count": "Requests answered.",
 }
+PADDING = ("committee_values_total", "committee_padding_values_total")
 
 
 class Counters:
@@ -48,6 +51,9 @@ class Counters:
 
     def __init__(self, spec: CascadeSpec) -> None:
         self._members = [member.name for member in spec.members]
+        asked: tuple[Member | Derived, ...] = (*spec.members, *spec.derived)
+        lengths = {name for name, one in spec.tensors.items() if one.length_axis is not None}
+        padding = [one.name for one in asked if lengths & set(spec.tensors_of(one).values())]
         self._costs = list(spec.stage_costs)
         self._lock = threading.Lock()
         self._taken_ns: list[int] = []
@@ -69,7 +75,8 @@ class Counters:
         keys = [
             *(self._rows_key, self._cost_key, *self._exit_keys, *self._deferred_keys),
             *(_key("committee_status_total", status=name) for name in STATUS_BITS.values()),
-            *(_key(name, member=member) for name in of_members for member in self._members),
+            *(_key(name, member=member) for name in of_members for member in (one.name for one in asked)),
+            *(_key(name, member=member) for name in PADDING for member in padding),
             *(_key(name) for name in sums),
             *(_key("committee_gear_shifts_total", direction=direction) for direction in shifts),
             *(_key("committee_latency_us_bucket", le=le) for le in (*LATENCY_BUCKETS_US, "+Inf")),
@@ -100,6 +107,22 @@ class Counters:
         """A member, by its plan index, was asked again so often to find the rows that break its batch."""
         with self._lock:
             self._add("committee_asked_again_total", calls, member=self._members[member])
+
+    def underived(self, model: str, rows: int) -> None:
+        """A deriving model failed for rows."""
+        with self._lock:
+            self._add("committee_member_failures_total", rows, member=model)
+
+    def derived_again(self, model: str, calls: int) -> None:
+        """A deriving model was asked again so often to find the rows that break its batch."""
+        with self._lock:
+            self._add("committee_asked_again_total", calls, member=model)
+
+    def padded(self, model: str, values: int, filling: int) -> None:
+        """A model was sent so many values of tensors whose length varies, some of which only fill rows up."""
+        with self._lock:
+            for name, count in zip(PADDING, (values, filling), strict=True):
+                self._add(name, count, member=model)
 
     def refused(self, rows: int) -> None:
         """Rows whose request got an error."""

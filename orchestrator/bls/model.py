@@ -31,9 +31,8 @@ from orchestrator.bls.requests import (
     Reply,
     RequestReader,
     Responder,
-    Rows,
-    merged,
 )
+from orchestrator.bls.rows import AnyRows, Rows, RowTensors, merged
 from orchestrator.bls.scheduler import Scheduler, Workers
 from orchestrator.decision import (
     DEFAULT,
@@ -163,7 +162,7 @@ class CascadeModel:
         self._calls.close()
         self._flusher.stop()
 
-    def _answers(self, batch: list[PendingRequest], rows: Rows) -> list[tuple[int, Any]]:
+    def _answers(self, batch: list[PendingRequest], rows: AnyRows) -> list[tuple[int, Any]]:
         """The responses that are decided once stage 0 has been asked, each with the place of its request."""
         answered: list[tuple[PendingRequest, Any]] = []
         try:
@@ -223,10 +222,10 @@ class Stage0:
     def __post_init__(self) -> None:
         self._fast_path = self.run.fast_path
         self._has_gears = self.spec.gears is not None
-        self._door = Door(self.spec.limits.max_deferred_rows, self.scheduler, self.log)
+        self._door = Door(self.spec.most_deferred, self.scheduler, self.log)
         self._admission = AdmissionControl(self.spec.limits.max_batch_size)
 
-    def answer(self, batch: Sequence[PendingRequest], rows: Rows) -> Iterator[Answered]:
+    def answer(self, batch: Sequence[PendingRequest], rows: AnyRows) -> Iterator[Answered]:
         """Asks stage 0 and gives the responses that are decided by then; the other requests wait in the table.
 
         A generator, so that an error of ours later on loses no response that was decided before it. The rows,
@@ -243,13 +242,13 @@ class Stage0:
             yield from self._refuse_late(batch)
             if has_deadlines:
                 self.scheduler.watch_deadlines(batch)
-            has_room = self._has_room(batch, len(rows))
+            has_room = self._has_room(batch, rows)
             live = [one for one in batch if one in self.pending]
             if 0 < len(live) < len(batch):
                 rows = merged([inputs[one.token][1] for one in live])
             batch, tensor = live, inputs[live[0].token][0] if len(live) == 1 else None
         else:
-            has_room = self._has_room(batch, len(rows))
+            has_room = self._has_room(batch, rows)
         if not batch:
             self._admission.batch_finished(time.monotonic_ns())
             return
@@ -261,6 +260,8 @@ class Stage0:
             owners=lambda: np.repeat([one.token for one in batch], [one.count for one in batch]),
         )
         self._admission.batch_finished(time.monotonic_ns(), asked_ns=start_ns)
+        if outputs.rows is not None:
+            rows = outputs.rows
         result = self._fast_path.stage0(len(rows), outputs.outputs)
         gear = self.scheduler.gear if self._has_gears else 0
         early = self._fast_path.early_exit(result, gear)
@@ -270,7 +271,7 @@ class Stage0:
             gone = leaves
             if not has_room:
                 deferred = self.run.deferred(self._arrivals(batch, gear), result)
-                full = self._without_room(batch, leaves, deferred)
+                full = self._without_room(batch, rows, leaves, deferred)
                 yield from self._turn_away([(batch[place], in_table) for place, in_table in full.items()])
                 gone = [is_sure or place in full for place, is_sure in enumerate(leaves)]
             admit = partial(self._admit, batch, rows, result=result, outputs=outputs, gear=gear)
@@ -288,24 +289,38 @@ class Stage0:
                     response = self.responder.error(f"cascade failed: {type(error).__name__}: {error}", INTERNAL)
                 yield reply.request, response
 
-    def _has_room(self, batch: Sequence[PendingRequest], rows: int) -> bool:
+    def _has_room(self, batch: Sequence[PendingRequest], rows: AnyRows) -> bool:
         # Without the lock, because rows come in through this thread alone: behind its back they only get fewer.
-        fits = self.run.rows_in_table + rows <= self._door.limit_rows and not self._door.is_shut
-        return fits or self._door.has_room(batch, rows)
+        fits, size_bytes = self.run.rows_in_table + len(rows) <= self._door.limit_rows, 0
+        if isinstance(rows, RowTensors):
+            size_bytes, bytes_in_table = int(rows.sizes_bytes().sum()), self.scheduler.bytes_in_table
+            fits = self._door.fits(
+                len(rows), size_bytes, in_table=self.run.rows_in_table, bytes_in_table=bytes_in_table
+            )
+        return (fits and not self._door.is_shut) or self._door.has_room(batch, len(rows), size_bytes)
 
     def _without_room(
-        self, batch: Sequence[PendingRequest], leaves: Sequence[bool], deferred: npt.NDArray[np.bool_]
+        self,
+        batch: Sequence[PendingRequest],
+        rows: AnyRows,
+        leaves: Sequence[bool],
+        deferred: npt.NDArray[np.bool_],
     ) -> dict[int, int]:
         """Requests whose deferred rows find the table full, by place, with its rows; others may yet enter it.
 
         Which rows are deferred, (n,), is for all rows of the batch; a request without any finds room always.
         """
-        in_table, start, full = self.run.rows_in_table, 0, {}
+        sizes = rows.sizes_bytes() if isinstance(rows, RowTensors) else np.zeros(len(rows), np.int64)
+        in_table, bytes_in_table, start, full = self.run.rows_in_table, self.scheduler.bytes_in_table, 0, {}
         for place, (one, is_sure) in enumerate(zip(batch, leaves, strict=True)):
-            count = 0 if is_sure else int(np.count_nonzero(deferred[start : start + one.count]))
+            own = slice(start, start + one.count)
             start += one.count
-            if not count or not in_table or in_table + count <= self._door.limit_rows:
+            count = 0 if is_sure else int(np.count_nonzero(deferred[own]))
+            size_bytes = int(sizes[own][deferred[own]].sum())
+            fits = self._door.fits(count, size_bytes, in_table=in_table, bytes_in_table=bytes_in_table)
+            if not count or not in_table or fits:
                 in_table += count
+                bytes_in_table += size_bytes if count else 0
             else:
                 full[place] = in_table
         return full
@@ -357,7 +372,7 @@ class Stage0:
     def _admit(
         self,
         batch: Sequence[PendingRequest],
-        rows: Rows,
+        rows: AnyRows,
         *,
         result: StageResult,
         outputs: MemberOutputs,

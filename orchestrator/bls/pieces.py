@@ -13,15 +13,18 @@ bound:
 Rows left then fail without being asked about. A member that is not there is asked once and no more.
 """
 
+import threading
 from _thread import LockType
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-Rows = npt.NDArray[Any]
+from orchestrator.bls.rows import AnyRows, Rows
+
 # Gives int64 (n,), the request of each row, where the rows of a request fail together anyway.
 Owners = Callable[[], npt.NDArray[np.int64]]
 # By member's plan index and row of the batch, why the member failed for that row.
@@ -53,12 +56,15 @@ class StageCall:
     """A stage's members being asked about rows, until all have answered or the call is given up."""
 
     stage: int
-    rows: Rows  # (n, *dims)
+    rows: AnyRows  # (n, *dims), with the tensors that were derived for the stage as soon as they are
     # by plan index, what the members that are done have said, and why they have failed
     said: dict[int, tuple[Rows | None, Errors]] = field(default_factory=dict)
     cost: float | None = None  # as in `MemberOutputs`
     is_asked: bool = False
     is_given_up: bool = False
+    deriving: int | None = None  # the place of the deriving model that is being asked
+    lost: set[int] = field(default_factory=set)  # members, by plan index, whose calls were given up
+    underived: dict[int, str] = field(default_factory=dict)  # by row, why a tensor could not be derived
     is_finished: bool = False  # whether all have said something, and the call cannot be given up any more
     # locked until nobody need be waited for any more, where helpers ask members
     ready: LockType | None = None
@@ -74,6 +80,7 @@ class MemberOutputs:
     # the fused prefix's outputs of the stages after it, (n, k) per member, NaN for rows it did not ask
     later: Sequence[list[Rows]] = ()
     cost: float | None = None  # of the members asked, per row; None where that was the whole stage
+    rows: AnyRows | None = None  # the rows with what was derived for them; None where nothing was
 
 
 @dataclass(slots=True)
@@ -125,6 +132,96 @@ class BatchPieces:
                 output[start:end] = outputs[index]
             whole.append(output)
         return whole
+
+
+def _parts(rows: int, size: int, starts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Parts of rows, none larger than a size, that end before each of the starts."""
+    for first, last in pairwise([0, *starts, rows]):
+        for start in range(first, last, size):
+            yield start, min(start + size, last)
+
+
+class Gate:
+    """Lets the calls of one member run side by side, or one caller alone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._inside = 0
+        self._is_shut = False
+        self._is_retired = False
+
+    def retire(self) -> None:
+        """Keeps nobody out or waiting any more, because a call inside may never return."""
+        with self._lock:
+            self._is_retired = True
+            self._changed.notify_all()
+
+    def beside_others(self, ask: Ask, start: int, end: int) -> list[Rows] | Refusal:
+        """One call, made as soon as nobody calls alone."""
+        with self._lock:
+            while self._is_shut and not self._is_retired:
+                self._changed.wait()
+            self._inside += 1
+        try:
+            return ask(start, end)
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._is_shut:
+                    self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits until everybody has left, and keeps them out meanwhile."""
+        with self._lock:
+            while self._is_shut and not self._is_retired:
+                self._changed.wait()
+            self._is_shut = True
+            while self._inside and not self._is_retired:
+                self._changed.wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._is_shut = False
+                self._changed.notify_all()
+
+    def ask_in_pieces(
+        self,
+        ask: Ask,
+        rows: int,
+        *,
+        size: int,
+        owners: Owners | None = None,
+        first: Refusal | None = None,
+        starts: Sequence[int] = (),
+    ) -> BatchPieces:
+        """Asks about rows in parts of a given size, and again in halves about parts that are refused.
+
+        Args:
+            ask: calls the member.
+            rows: how many there are.
+            size: largest part.
+            owners: called only when a part was refused.
+            first: the refusal of the first part, where that was asked about already.
+            starts: further rows that a part begins with.
+        """
+        depth = (min(size, rows) - 1).bit_length()
+        # A bad row costs both halves at every level, and itself again at the end.
+        pieces = BatchPieces(room=max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * (2 * depth + REPEATS)))
+        refused = []
+        for start, end in _parts(rows, size, starts):
+            said: list[Rows] | Refusal = first if first and not start else self.beside_others(ask, start, end)
+            if not pieces.note(start, end, said):
+                refused.append((start, end))
+            if pieces.is_over:
+                pieces.failed.update(dict.fromkeys(range(end, rows), pieces.failed[start]))
+                return pieces
+        if refused:
+            with self.alone():
+                isolate(ask, refused, pieces, owners)
+        return pieces
 
 
 def isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owners: Owners | None) -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.pieces import EVERY_ROW, Errors
+from orchestrator.bls.rows import (
+    AnyRows,
+    OneTensor,
+    Rows,
+    RowTensors,
+    checked_rows,
+    merged,
+    non_finite_fault,
+    objects,
+)
 from orchestrator.decision import (
     DEFAULT,
     AnsweredRows,
@@ -27,7 +36,6 @@ from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.held_requests import number_of_held_requests
 
-Rows = npt.NDArray[Any]
 Columns = dict[str, Rows]
 INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
 # Nearly every request wants all outputs, and one set for them is cheaper than one each.
@@ -50,7 +58,7 @@ class PendingRequest:
     token: int  # unique while the model is loaded
     place: int  # its index in the list `execute` got
     request: Any  # the server's request
-    tensor: Any  # its input, valid until it is answered
+    tensor: Any  # its input, valid until it is answered; None where it has several, or a length that varies
     rows: Any  # its input, valid until it is answered
     policy: Policy  # what it asked for
     is_plain: bool  # whether its rows are decided as the plan has it
@@ -160,15 +168,17 @@ class RequestReader:
 
     def __init__(self, pb_utils: Any, spec: CascadeSpec) -> None:
         self._pb = pb_utils
-        self._input = spec.input
-        self._dtype = np.dtype(spec.input.numpy_dtype)
-        self._rejects_non_finite = spec.input.non_finite == "reject" and self._dtype.kind == "f"
+        self._inputs = spec.inputs
+        self._name = spec.inputs[0].name
+        self._one = OneTensor(pb_utils, spec.input) if spec.has_one_tensor else None
         self._stages = len(spec.stages)
         self._gears = 1 if spec.gears is None else 1 + len(spec.gears.cheaper)
         self._headers = ForwardedHeaders(spec.header_pattern)
         self._tokens = itertools.count()
 
-    def read_all(self, requests: Sequence[Any]) -> tuple[list[PendingRequest], Rows, dict[int, tuple[str, str]]]:
+    def read_all(
+        self, requests: Sequence[Any]
+    ) -> tuple[list[PendingRequest], AnyRows, dict[int, tuple[str, str]]]:
         """Reads requests each by itself: a bad one never harms its neighbours.
 
         Returns:
@@ -186,18 +196,26 @@ class RequestReader:
                 refused[place] = str(InputError("request", got="bytes that are not UTF-8")), INVALID
             except Exception as error:  # raising would fail the whole batch, and the server would keep it
                 refused[place] = f"cascade failed: {type(error).__name__}: {error}", INTERNAL
+        if self._one is None:
+            return batch, merged([one.rows for one in batch]) if batch else NO_ROWS, refused
+        return self._without_non_finite(batch, refused, self._one)
+
+    def _without_non_finite(
+        self, batch: list[PendingRequest], refused: dict[int, tuple[str, str]], one_tensor: OneTensor
+    ) -> tuple[list[PendingRequest], AnyRows, dict[int, tuple[str, str]]]:
         rows = merged([one.rows for one in batch]) if batch else NO_ROWS
         # One look at all rows; which of them are bad is only asked where one is.
-        if not batch or self._is_finite(rows):
+        if not batch or one_tensor.is_finite(rows):
             return batch, rows, refused
-        refused |= {one.place: (self._fault(one.rows), INVALID) for one in batch if not self._is_finite(one.rows)}
+        bad = [one for one in batch if not one_tensor.is_finite(one.rows)]
+        refused |= {one.place: (str(non_finite_fault(self._name, one.rows)), INVALID) for one in bad}
         batch = [one for one in batch if one.place not in refused]
         return batch, merged([one.rows for one in batch]) if batch else NO_ROWS, refused
 
     def count_rows(self, request: Any) -> int:
         """Rows of a request, whatever is wrong with it; 0 where that cannot be told."""
         try:
-            tensor = self._pb.get_input_tensor_by_name(request, self._input.name)
+            tensor = self._pb.get_input_tensor_by_name(request, self._name)
             shape = () if tensor is None else tensor.as_numpy().shape
         except Exception:  # a tensor of text, say, that is no UTF-8
             return 0
@@ -223,7 +241,7 @@ class RequestReader:
 
     def _read(self, request: Any, place: int, *, now_ns: int) -> PendingRequest:
         policy = self.policy_of(request)
-        tensor, rows = self._rows_of(request)
+        tensor, rows = (None, self._rows_of(request)) if self._one is None else self._one.read(request)
         names = request.requested_output_names()
         wanted = ALL_OUTPUTS if len(names) in (0, len(ALL_OUTPUTS)) else frozenset(names)
         is_plain = policy is DEFAULT or policy.is_plain
@@ -234,34 +252,22 @@ class RequestReader:
             token, place, request, tensor, rows, policy, is_plain, now_ns, deadline_ns, wanted, count, count
         )
 
-    def _rows_of(self, request: Any) -> tuple[Any, Rows]:
-        """The request's tensor as it came, which is forwarded without a copy, and a view of it, (n, *dims)."""
-        name, dims = self._input.name, self._input.dims
-        tensor = self._pb.get_input_tensor_by_name(request, name)
-        if tensor is None:
-            raise InputError(f"input {name}", got="no such tensor in the request", expected=f"{name} {dims}")
-        rows = tensor.as_numpy()
-        if rows.dtype != self._dtype:
-            raise InputError(f"input {name}", got=f"dtype {rows.dtype}", expected=self._input.dtype)
-        if rows.shape[1:] != dims:
-            expected = f"[n, {', '.join(map(str, dims))}]"
-            raise InputError(f"input {name}", got=f"shape {list(rows.shape)}", expected=expected)
-        if len(rows) == 0:
-            raise InputError(f"input {name}", got="an empty batch", expected="at least one row")
-        return tensor, rows
-
-    def _is_finite(self, rows: Rows) -> bool:
-        # Two reductions and no temporary: NaN wins a maximum, and each infinity is one of the extremes.
-        return not self._rejects_non_finite or (
-            math.isfinite(np.maximum.reduce(rows, axis=None)) and math.isfinite(np.minimum.reduce(rows, axis=None))
-        )
-
-    def _fault(self, rows: Rows) -> str:
-        """Which of a request's rows (n, *dims) are not finite."""
-        bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
-        got = f"NaN or infinity in {len(bad)} of {len(rows)} rows, first row {bad[0]}"
-        fix = "mend or leave out those rows, or plan with non_finite set to pass"
-        return str(InputError(f"input {self._input.name}", got=got, expected="finite numbers", fix=fix))
+    def _rows_of(self, request: Any) -> RowTensors:
+        """The rows of a request of several tensors, views of the server's memory but for text."""
+        columns: dict[str, Rows] = {}
+        for spec in self._inputs:
+            tensor = self._pb.get_input_tensor_by_name(request, spec.name)
+            rows = checked_rows(tensor, spec)
+            if spec.non_finite == "reject" and rows.dtype.kind == "f" and not np.isfinite(rows).all():
+                raise non_finite_fault(spec.name, rows)
+            columns[spec.name] = rows if spec.length_axis is None else objects(list(rows))
+        counts = {name: len(column) for name, column in columns.items()}
+        if len(set(counts.values())) > 1:
+            got = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise InputError("request", got=f"rows {got}", expected="as many in every tensor")
+        if unknown := [tensor.name() for tensor in request.inputs() if tensor.name() not in columns]:
+            raise InputError("request", got=f"tensors {', '.join(unknown)}", expected=", ".join(columns))
+        return RowTensors(columns)
 
     def _without_garbled_headers(self, error: UnicodeDecodeError) -> dict[str, object]:
         """The parameters but for headers, which may hold any bytes; the server's error has the whole text."""
@@ -273,11 +279,6 @@ class RequestReader:
         if any(_REPLACED in f"{name}{value}" for name, value in own.items()):
             raise error
         return own
-
-
-def merged(parts: Sequence[Rows]) -> Rows:
-    """One batch of several requests' rows."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @dataclass(slots=True)
@@ -339,7 +340,7 @@ class Responder:
         self._pending = pending
         self._looking = threading.Lock()
         self._looked_at: PendingRequest | None = None
-        self._cost = np.float32(spec.stages[0].cost)
+        self._cost = np.float32(spec.stage_costs[0])
         self._constant: dict[int, list[Any]] = {}
 
     def error(self, message: str, code: str) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.gears import Gearbox, Times
+from orchestrator.bls.input_buffer import InputBuffer
 from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.metrics import Counters
 from orchestrator.bls.pieces import EVERY_ROW, Errors, MemberOutputs, StageCall
@@ -31,10 +32,10 @@ from orchestrator.bls.requests import (
     PendingRequest,
     PendingRequests,
     Reply,
-    Rows,
     completed,
     reason_of,
 )
+from orchestrator.bls.rows import AnyRows, Rows
 from orchestrator.decision import Arrivals, CascadeRun, FailedRows, StageOutcome, StageResult
 from orchestrator.spec import CascadeSpec
 
@@ -71,7 +72,7 @@ class Scheduler:
         self._metrics = metrics
         self._gearbox = Gearbox(spec.gears)
         # By slot; they grow with the table, and never shrink, as it does.
-        self._inputs: Rows = np.zeros((0, *spec.input.dims), spec.input.numpy_dtype)
+        self._inputs = InputBuffer(spec)
         self._deferred_ns: Times = np.zeros(0, np.int64)  # when the rows in the slots began to wait for a stage
         self._lock = threading.Lock()
         self._work = [threading.Condition(self._lock) for _ in spec.stages]
@@ -102,16 +103,24 @@ class Scheduler:
             self._pending.watch_deadlines(batch)
             self._clock.notify()
 
-    def wait_for_room(self, rows: int, timeout_s: float) -> bool:
-        """Blocks while the table could not take `rows` more; a larger batch enters when it is empty.
+    @property
+    def bytes_in_table(self) -> int:
+        """Bytes of the inputs of deferred rows, where rows differ in size."""
+        return self._inputs.bytes
+
+    def wait_for_room(self, rows: int, size_bytes: int, timeout_s: float) -> bool:
+        """Blocks while the table could not take so many rows more; a larger batch enters when it is empty.
 
         Returns:
             whether it can; no for a time that is over or a server that stops.
         """
-        limit = self._spec.limits.max_deferred_rows
+        most_rows, most_bytes = self._spec.most_deferred
 
         def has_room() -> bool:
-            return not self._run.rows_in_table or self._run.rows_in_table + rows <= limit
+            if not self._run.rows_in_table:
+                return True
+            fits = most_bytes is None or self._inputs.bytes + size_bytes <= most_bytes
+            return fits and self._run.rows_in_table + rows <= most_rows
 
         with self._lock:
             self._room.wait_for(lambda: has_room() or self._is_stopping, timeout_s)
@@ -140,7 +149,7 @@ class Scheduler:
         batch: Sequence[PendingRequest],
         arrivals: Arrivals,
         *,
-        rows: Rows,
+        rows: AnyRows,
         result: StageResult,
         later: Sequence[Sequence[Rows]],
         errors: Errors,
@@ -158,9 +167,9 @@ class Scheduler:
                     # Before the lock is free: a worker may take the slots as soon as it is.
                     more = self._run.capacity_rows - len(self._inputs)
                     if more > 0:
-                        self._inputs = np.pad(self._inputs, [(0, more), *[(0, 0)] * (rows.ndim - 1)])
+                        self._inputs.grow(self._run.capacity_rows)
                         self._deferred_ns = np.pad(self._deferred_ns, (0, more))
-                    self._inputs[outcome.slots] = rows[outcome.deferred]
+                    self._inputs.put(outcome.slots, rows[outcome.deferred])
             # Requests answered meanwhile, at their deadline say, while stage 0 ran.
             gone = [one.token for one in batch if one not in self._pending]
             if gone:
@@ -181,7 +190,7 @@ class Scheduler:
                 if self._is_stopping:
                     return None
                 self._work[stage].wait()
-            slots = self._run.next(stage, limit)
+            slots = self._run.next(stage, limit, self._inputs.groups(stage))
             if self._run.waiting(stage):
                 # One worker is woken at a time; it wakes the next while there is something left to do.
                 self._work[stage].notify()
@@ -192,7 +201,7 @@ class Scheduler:
             owners = self._run.requests_of(slots)
             found = [self._pending.get(token) for token in set(owners.tolist())]
             aged = [one for one in found if one and one.arrived_ns < now_ns - CANCEL_CHECK_AGE_NS]
-            call = StageCall(stage, self._inputs[slots])
+            call = StageCall(stage, self._inputs.take(slots))
             batch = StageBatch(slots, owners, call, aged, now_ns, threading.current_thread())
             self._asked.add(batch)
             return batch
@@ -203,6 +212,8 @@ class Scheduler:
             self._asked.discard(batch)
             outcome = self._run.feed(batch.slots, outputs.outputs, cost=outputs.cost)
             batch.is_fed = True
+            if outputs.rows is not None and len(outcome.slots):
+                self._inputs.put(outcome.slots, outputs.rows[outcome.deferred])
             return self._settle(outcome, outputs.errors)
 
     def fail_batch(self, batch: StageBatch, message: str) -> list[Reply]:
@@ -299,6 +310,7 @@ class Scheduler:
     def _settle(self, outcome: StageOutcome, errors: Errors) -> list[Reply]:
         """Counts an outcome, wakes who waits for it, and returns the replies it makes possible."""
         self._metrics.outcome(outcome)
+        self._forget()
         if len(outcome.slots):
             self._deferred_ns[outcome.slots] = time.monotonic_ns()
             self._work[outcome.stage + 1].notify()
@@ -322,12 +334,18 @@ class Scheduler:
         if not tokens:
             return []
         self._run.drop(np.array(tokens))
+        self._forget()
         self._room.notify_all()
         waiting = [request for token in tokens if (request := self._pending.get(token)) is not None]
         own = [request for request in waiting if self._pending.pop(request)]
         for request in own:
             self._metrics.refused(request.count)
         return [Reply(request, None, message, code) for request in own]
+
+    def _forget(self) -> None:
+        """Lets go of inputs whose rows have left, where their bytes count."""
+        if self._inputs.bytes:
+            self._inputs.forget(self._run.free_slots())
 
     def _shift(self, step: int) -> None:
         if step:

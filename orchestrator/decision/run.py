@@ -144,6 +144,11 @@ class CascadeRun:
         """Rows that wait for a stage."""
         return self._waiting[stage]
 
+    def free_slots(self) -> Bools:
+        """Which slots hold no row, bool (capacity,)."""
+        free: Bools = self._state == FREE
+        return free
+
     def waiting_slots(self) -> Index:
         """Slots of all rows that wait for any stage, intp (n,)."""
         return np.flatnonzero(self._state == WAITING)
@@ -210,9 +215,15 @@ class CascadeRun:
             outcomes.append(replace(outcome, deferred=places[outcome.deferred], prefix_rows=len(slots)))
         return outcomes
 
-    def next(self, stage: int, limit: int) -> Index:
-        """Takes up to `limit` rows that wait for a stage, the most urgent first; intp, their slots."""
+    def next(self, stage: int, limit: int, groups: I64 | None = None) -> Index:
+        """Takes up to `limit` rows that wait for a stage, the most urgent first; intp, their slots.
+
+        Where `groups` gives a number to every slot, int64 (capacity,), those with the number of the most urgent.
+        """
         slots: Index = ((self._state == WAITING) & (self._stage == stage)).nonzero()[0]
+        if groups is not None and len(slots):
+            first = slots[np.lexsort((self._order[slots], self._rows.arrival.due_ns[slots]))[0]]
+            slots = slots[groups[slots] == groups[first]]
         # Most batches fit, and sorting would cost more than the rest of this.
         if len(slots) > limit:
             urgency = np.lexsort((self._order[slots], self._rows.arrival.due_ns[slots]))

@@ -157,7 +157,7 @@ def cascade_config(spec: CascadeSpec) -> pb.ModelConfig:
             name=spec.name,
             backend="python",
             max_batch_size=spec.limits.max_batch_size,
-            input=[_input(spec.input)],
+            input=[_input(one, is_ragged=one.length_axis is not None) for one in spec.inputs],
             output=_outputs(spec),
             instance_group=[_instances("cpu")],
             dynamic_batching=pb.ModelDynamicBatching(),
@@ -175,9 +175,18 @@ def ensemble_config(spec: CascadeSpec, *, max_batch_size: int) -> pb.ModelConfig
     with _representable(f"ensemble {spec.name}"):
         steps = [
             pb.ModelEnsembling.Step(
+                model_name=model.name,
+                model_version=ANY_VERSION if model.version is None else model.version,
+                input_map=spec.tensors_of(model),
+                output_map={one.source or one.name: one.name for one in model.outputs},
+            )
+            for model in spec.derived_for(0)
+        ]
+        steps += [
+            pb.ModelEnsembling.Step(
                 model_name=member.name,
                 model_version=ANY_VERSION if member.version is None else member.version,
-                input_map={member.input or spec.input.name: spec.input.name},
+                input_map=spec.tensors_of(member),
                 output_map={member.output: f"{member.name}_scores"},
             )
             for member in spec.members
@@ -192,7 +201,7 @@ def ensemble_config(spec: CascadeSpec, *, max_batch_size: int) -> pb.ModelConfig
             name=spec.name,
             platform=ENSEMBLE,
             max_batch_size=max_batch_size,
-            input=[_input(spec.input)],
+            input=[_input(one) for one in spec.inputs],
             output=_outputs(spec),
             ensemble_scheduling=pb.ModelEnsembling(step=[*steps, last]),
         )
@@ -237,8 +246,10 @@ def _instances(device: str) -> pb.ModelInstanceGroup:
     return pb.ModelInstanceGroup(count=1, kind=kind)
 
 
-def _input(tensor: TensorSpec | InputSpec) -> pb.ModelInput:
-    return pb.ModelInput(name=tensor.name, data_type=triton_type(tensor.dtype), dims=tensor.dims)
+def _input(tensor: TensorSpec | InputSpec, *, is_ragged: bool = False) -> pb.ModelInput:
+    # Without ragged batches requests of different lengths would come one by one.
+    kind, ragged = triton_type(tensor.dtype), {"allow_ragged_batch": True} if is_ragged else {}
+    return pb.ModelInput(name=tensor.name, data_type=kind, dims=tensor.dims, **ragged)
 
 
 def _outputs(spec: CascadeSpec) -> list[pb.ModelOutput]:

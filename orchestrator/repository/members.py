@@ -297,7 +297,11 @@ def pinned_spec(spec: CascadeSpec, repository: Path) -> CascadeSpec:
     Raises:
         RepositoryError: a file cannot be read.
     """
-    spec = dataclasses.replace(spec, fused_prefix=_pinned_prefix(spec.fused_prefix, repository))
+    spec = dataclasses.replace(
+        spec,
+        fused_prefix=_pinned_prefix(spec.fused_prefix, repository),
+        derived=tuple(_pinned_derived(one, repository) for one in spec.derived),
+    )
     return spec.with_members(lambda one: _pinned_member(one, repository))
 
 
@@ -311,6 +315,11 @@ def _pinned_member(member: Member, repository: Path) -> Member:
     if is_adopted and path is not None and _is_whole_model(path, config):
         sha256, data_files = sha256_of_path(path), data_files or _files_beside(path)
     return dataclasses.replace(member, version=version, sha256=sha256, data_files=data_files)
+
+
+def _pinned_derived(model: Derived, repository: Path) -> Derived:
+    folder = repository / model.name
+    return dataclasses.replace(model, version=planned_version(model, folder, config=readable_config(folder)))
 
 
 def _pinned_prefix(prefix: FusedPrefix | None, repository: Path) -> FusedPrefix | None:

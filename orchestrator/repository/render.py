@@ -138,6 +138,9 @@ def ensemble_configs(spec: CascadeSpec, repository: Path) -> tuple[ModelConfig, 
             raise RepositoryError(what, got="max_batch_size 0", expected="at least 1")
         dtypes.append(facts.outputs[member.output].dtype)
         limits.append(facts.max_batch_size)
+    for model in spec.derived_for(0):
+        # What no file says is left to the server, which splits no batch of an ensemble.
+        limits.append(facts_from_folder(repository / model.name).max_batch_size or model.max_batch_size)
     largest = min(limits)
     averaging = averaging_config(spec, max_batch_size=largest, dtypes=dtypes)
     return ensemble_config(spec, max_batch_size=largest), averaging, dtypes

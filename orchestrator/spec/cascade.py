@@ -4,11 +4,14 @@ Letters used in shapes everywhere: n rows, k classes, m members, s stages. Stage
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from orchestrator.errors import SpecError, repeated, shown
 from orchestrator.spec.derived import Derived, check_tensors, needed, ordered
@@ -33,6 +36,7 @@ ON_FAILURE = ("error", "answer")
 MAX_STAGES = 64
 MAX_WORKERS = 16
 MEMBER_TIMEOUT_MS = 30_000
+MAX_DEFERRED_BYTES = 1 << 30
 # Tensors of a plan whose members lie in no repository yet; rendering replaces them.
 UNKNOWN_INPUT = InputSpec(name="input", dtype="FP32", dims=(1,))
 UNKNOWN_OUTPUT = "output"
@@ -202,6 +206,8 @@ class Limits:
     max_batch_size: int = 256  # largest request of the cascade itself; larger than a member's, the runtime chunks
     # with so many rows deferred, requests wait a moment; then those that stage 0 is unsure of are refused
     max_deferred_rows: int = 2048
+    # as many bytes of their inputs; None means 1 GiB where rows differ in size, and no further limit elsewhere
+    max_deferred_bytes: int | None = None
     # threads draining a later stage; None means one more than its members' instances
     workers_per_stage: int | None = None
     # orders the rows of requests that name no deadline; nothing else depends on it
@@ -213,6 +219,8 @@ class Limits:
         faults = Faults("limits")
         faults.integer("max_batch_size", self.max_batch_size, low=1, high=MOST_ROWS)
         faults.integer("max_deferred_rows", self.max_deferred_rows, low=1, high=MOST_ROWS)
+        if self.max_deferred_bytes is not None:
+            faults.integer("max_deferred_bytes", self.max_deferred_bytes, low=1, high=MOST_COUNTED)
         faults.integer("default_deadline_us", self.default_deadline_us, low=1, high=DAY_US)
         faults.integer("member_timeout_ms", self.member_timeout_ms, low=1, high=DAY_US // 1000)
         if self.workers_per_stage is not None:
@@ -391,6 +399,17 @@ class CascadeSpec:
         """Whether a row is one tensor of numbers of fixed shape, and nothing else."""
         is_fixed = all(not one.is_text and one.length_axis is None for one in self.inputs)
         return len(self.inputs) == 1 and not self.derived and is_fixed
+
+    @property
+    def most_deferred(self) -> tuple[int, int | None]:
+        """Rows that may be deferred at once, and bytes of their inputs; None where all rows have one size."""
+        rows, size_bytes = self.limits.max_deferred_rows, self.limits.max_deferred_bytes
+        if not self.has_one_tensor:
+            return rows, MAX_DEFERRED_BYTES if size_bytes is None else size_bytes
+        if size_bytes is not None:
+            row_bytes = math.prod(self.input.dims) * np.dtype(self.input.numpy_dtype).itemsize
+            rows = max(1, min(rows, size_bytes // row_bytes))
+        return rows, None
 
     @property
     def input(self) -> InputSpec:

@@ -117,6 +117,7 @@ def json_from_cascade(spec: CascadeSpec) -> str:
     for member in (member for stage in value["stages"] for member in stage["members"]):
         _leave_out(member, "inputs", "version", "data_files")
     _leave_out(value.get("fused_prefix", {}), "version", "sha256")
+    _leave_out(value["limits"], "max_deferred_bytes")
     if value["limits"]["member_timeout_ms"] == MEMBER_TIMEOUT_MS:
         del value["limits"]["member_timeout_ms"]
     return text_from_json(value)

@@ -31,15 +31,18 @@ from orchestrator.planner.replay import replay
 from orchestrator.spec import CascadeSpec, Gear, Gears, InputSpec, Limits, Member, Stage
 from orchestrator.spec.answer import ANSWER_COLUMNS, DEADLINE, DEGRADED
 from tests.bls.fixtures import eventually, loaded
+from tests.bls.kinds import DERIVING, KINDS, Kind, derive
 from tests.fakes.triton import FakeTriton, InferenceResponse, Request, Sender, TritonError
 
 K = 3
 MEMBERS = ("small", "medium", "large")
+MODELS = (*MEMBERS, DERIVING)
 # What the members say of each row: how sure of class 0, 1 and 2. Rows exit at every stage, some by gears only.
 SURE, HALF, UNSURE = 9.0, 1.6, 0.2
 TOPS = np.array(list(itertools.product((SURE, HALF, UNSURE), (SURE, UNSURE), (SURE,))), np.float32)
 LOGITS = {name: np.eye(K, dtype=np.float32)[place] * TOPS[:, [place]] for place, name in enumerate(MEMBERS)}
 ROWS = np.concatenate([LOGITS[name] for name in MEMBERS], axis=1)
+WIDTH = K * len(MEMBERS)
 RECORDS = Records(
     ids=np.arange(len(ROWS)), labels=None, outputs=LOGITS, cost={name: 10.0**n for n, name in enumerate(MEMBERS)}
 )
@@ -58,7 +61,7 @@ LONG_MS, SHORT_MS = 30_000, 30
 HANG, LATE, FAIL, ODD, WORK = "hang", "late", "fail", "odd", "work"
 
 
-def plan(on_failure: str, limit_ms: int = LONG_MS) -> CascadeSpec:
+def plan(on_failure: str, limit_ms: int = LONG_MS, kind: Kind = KINDS[0]) -> CascadeSpec:
     """Three stages of one member each, and a gear that few waiting rows shift."""
     member = functools.partial(Member, output="logits", max_batch_size=4)
     gears = Gears(
@@ -69,9 +72,9 @@ def plan(on_failure: str, limit_ms: int = LONG_MS) -> CascadeSpec:
         Stage(members=(member(name=name, cost=RECORDS.cost[name]),), threshold=0.9, on_failure=on_failure)
         for name in MEMBERS[:-1]
     ]
-    return CascadeSpec(
+    spec = CascadeSpec(
         name="cascade",
-        inputs=(InputSpec(name="x", dtype="FP32", dims=(K * len(MEMBERS),)),),
+        inputs=(InputSpec(name="x", dtype="FP32", dims=(WIDTH,)),),
         classes=K,
         combine="last",
         stages=(
@@ -81,11 +84,12 @@ def plan(on_failure: str, limit_ms: int = LONG_MS) -> CascadeSpec:
         limits=Limits(max_batch_size=8, max_deferred_rows=6, workers_per_stage=2, member_timeout_ms=limit_ms),
         gears=gears,
     )
+    return kind.plan(spec, WIDTH)
 
 
 @functools.cache
-def replayed(on_failure: str, policy: Policy) -> AnsweredRows:
-    return replay(plan(on_failure), RECORDS, policy)
+def replayed(on_failure: str, policy: Policy, place: int) -> AnsweredRows:
+    return replay(plan(on_failure, kind=KINDS[place]), RECORDS, policy)
 
 
 class CountedSender(Sender):
@@ -102,8 +106,8 @@ class CountedSender(Sender):
 class Asked(Request):
     """A request about rows of ROWS, and every response that it got."""
 
-    def __init__(self, rows: list[int], parameters: dict[str, int]) -> None:
-        super().__init__({"x": ROWS[rows]}, parameters=parameters)
+    def __init__(self, rows: list[int], parameters: dict[str, int], kind: Kind) -> None:
+        super().__init__(kind.tensors(ROWS[rows]), parameters=parameters)
         self.sender: CountedSender = CountedSender()
         self.rows, self.parameters_given = rows, parameters
         self.listed: list[InferenceResponse] = []
@@ -117,8 +121,8 @@ class Members:
     """What each member does with calls, from now on; calls that hang go on when told."""
 
     def __init__(self) -> None:
-        self.does = dict.fromkeys(MEMBERS, WORK)
-        self.goes_on = {name: threading.Event() for name in MEMBERS}
+        self.does = dict.fromkeys(MODELS, WORK)
+        self.goes_on = {name: threading.Event() for name in MODELS}
         self.was_bad: set[str] = set()  # whatever but work was ever told to a member
 
     def tell(self, name: str, does: str) -> None:
@@ -128,21 +132,30 @@ class Members:
         self.was_bad |= {does} - {WORK}
         held.set()
 
-    def member(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
+    def member(self, name: str, kind: Kind) -> Callable[[Any], np.ndarray]:
         place = MEMBERS.index(name)
 
-        def said(rows: np.ndarray) -> np.ndarray:
-            does, goes_on = self.does[name], self.goes_on[name]
-            if does == HANG:
-                assert goes_on.wait(30), "nobody let it go on"
-            if does == LATE:
-                time.sleep(0.003)
-            if does == FAIL:
-                raise RuntimeError("out of order")
-            out = rows[:, place * K : (place + 1) * K]
+        def said(given: Any) -> np.ndarray:
+            does = self._do(name)
+            out = kind.rows(given, WIDTH)[:, place * K : (place + 1) * K]
             return np.full(out.shape, "text") if does == ODD else out
 
         return said
+
+    def derive(self, given: Any) -> dict[str, np.ndarray]:
+        does, made = self._do(DERIVING), derive(given)
+        # Too few rows, for one that is odd.
+        return {name: output[1:] if does == ODD else output for name, output in made.items()}
+
+    def _do(self, name: str) -> str:
+        does, goes_on = self.does[name], self.goes_on[name]
+        if does == HANG:
+            assert goes_on.wait(30), "nobody let it go on"
+        if does == LATE:
+            time.sleep(0.003)
+        if does == FAIL:
+            raise RuntimeError("out of order")
+        return does
 
 
 class Runtime(RuleBasedStateMachine):
@@ -160,8 +173,10 @@ class Runtime(RuleBasedStateMachine):
         on_failure=st.sampled_from(["error", "answer"]),
         limit_ms=st.sampled_from([LONG_MS, SHORT_MS]),
         hangs_at_end=st.booleans(),
+        place=st.integers(0, len(KINDS) - 1),
     )
-    def load(self, on_failure: str, limit_ms: int, hangs_at_end: bool) -> None:
+    def load(self, on_failure: str, limit_ms: int, hangs_at_end: bool, place: int = 0) -> None:
+        self.place, self.kind = place, KINDS[place]
         patch = self.stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(breaker, "PROBE_S", 0.02)
         patch.setattr(breaker, "LEAST_CALLS", 4)
@@ -171,9 +186,13 @@ class Runtime(RuleBasedStateMachine):
         if limit_ms == SHORT_MS:
             self.members.was_bad.add(HANG)  # a machine that is busy may let calls run out of time, too
         folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.fake = FakeTriton({name: self.members.member(name) for name in MEMBERS})
+        members: dict[str, Any] = {name: self.members.member(name, self.kind) for name in MEMBERS}
+        name = "x" if self.kind.is_one_tensor else None
+        self.fake = FakeTriton({**members, DERIVING: self.members.derive}, input_name=name)
         self.unload = self.stack.enter_context(ExitStack())
-        self.model: Any = self.unload.enter_context(loaded(folder, self.fake, plan(on_failure, limit_ms)))
+        self.model: Any = self.unload.enter_context(
+            loaded(folder, self.fake, plan(on_failure, limit_ms, self.kind))
+        )
         patch.setattr(self.model._workers, "stop", functools.partial(self.model._workers.stop, timeout_s=0.02))
         # As in the server, one thread takes all requests in.
         self.door = self.stack.enter_context(ThreadPoolExecutor(1, "door"))
@@ -181,11 +200,11 @@ class Runtime(RuleBasedStateMachine):
     # Each of these lets requests arrive, because in most runs some rules are switched off.
     @rule(batch=BATCHES)
     def requests_arrive(self, batch: Batch) -> None:
-        requests = [Asked(rows, parameters) for rows, parameters in batch]
+        requests = [Asked(rows, parameters, self.kind) for rows, parameters in batch]
         self.asked += requests
         self.coming.append(self.door.submit(self._execute, requests))
 
-    @rule(name=st.sampled_from(MEMBERS), does=st.sampled_from([HANG, LATE, FAIL, ODD, WORK]), batch=BATCHES)
+    @rule(name=st.sampled_from(MODELS), does=st.sampled_from([HANG, LATE, FAIL, ODD, WORK]), batch=BATCHES)
     def a_member_changes(self, name: str, does: str, batch: Batch) -> None:
         self.members.tell(name, does)
         self.requests_arrive(batch)
@@ -237,7 +256,8 @@ class Runtime(RuleBasedStateMachine):
 
     def _unload(self) -> None:
         # The server ends a model only when execute has returned. What hangs at later stages hangs on for a while.
-        self.members.tell("small", WORK)
+        for name in ("small", DERIVING):
+            self.members.tell(name, WORK)
         until_s = time.monotonic() + 0.02
         while not all(one.done() for one in self.coming) and time.monotonic() < until_s:
             time.sleep(0.001)
@@ -252,7 +272,7 @@ class Runtime(RuleBasedStateMachine):
             later.join()
 
     def _let_all_work(self) -> None:
-        for name in MEMBERS:
+        for name in MODELS:
             self.members.tell(name, WORK)
 
     def _wait(self, condition: Callable[[], object]) -> None:
@@ -277,7 +297,7 @@ class Runtime(RuleBasedStateMachine):
         """Whether replay says the same in one of the gears that may have decided."""
         policy = {name: value for name, value in given.items() if name != "deadline_us"}
         gears = (given["gear"],) if "gear" in given else (0, 1)
-        answers = [replayed(self.on_failure, Policy(**{**policy, "gear": gear})) for gear in gears]  # type: ignore[arg-type]
+        answers = [replayed(self.on_failure, Policy(**{**policy, "gear": gear}), self.place) for gear in gears]  # type: ignore[arg-type]
         return any(
             all(np.array_equal(getattr(one, name)[row].reshape(-1), said[name]) for name in ANSWER_COLUMNS)
             for one in answers
@@ -286,7 +306,7 @@ class Runtime(RuleBasedStateMachine):
     def _is_known(self, row: int, said: dict[str, Any]) -> bool:
         """Whether it is what the stage that it names says."""
         stage = int(said["exit_stage"][0])
-        one = replayed(self.on_failure, Policy(min_stage=stage, max_stage=stage))
+        one = replayed(self.on_failure, Policy(min_stage=stage, max_stage=stage), self.place)
         names = ("probabilities", "label", "confidence")
         return all(np.array_equal(getattr(one, name)[row].reshape(-1), said[name]) for name in names)
 

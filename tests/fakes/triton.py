@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 Rows = npt.NDArray[Any]
-MemberFunction = Callable[[Rows], Rows | dict[str, Rows]]
+MemberFunction = Callable[[Any], Rows | dict[str, Rows]]
 
 
 class TritonError:
@@ -105,6 +105,9 @@ class Request:
     def parameters(self) -> str:
         return json.dumps(self._parameters) if self._parameters else ""
 
+    def inputs(self) -> list[Tensor]:
+        return list(self.tensors.values())
+
     def requested_output_names(self) -> list[str]:
         return self._wanted
 
@@ -134,7 +137,7 @@ class FakeTriton:
     Args:
         members: model name -> function from rows (n, *dims) to its output, or to all of them by name; an
             exception becomes its error.
-        input_name: of every member.
+        input_name: of every member; None where they have several, and get all of them by name.
         output_name: of members with one output.
     """
 
@@ -146,10 +149,10 @@ class FakeTriton:
     InferenceResponse = InferenceResponse
 
     def __init__(
-        self, members: Mapping[str, MemberFunction], *, input_name: str = "x", output_name: str = "logits"
+        self, members: Mapping[str, MemberFunction], *, input_name: str | None = "x", output_name: str = "logits"
     ) -> None:
         self.members = dict(members)
-        self.output_name = output_name
+        self.input_name, self.output_name = input_name, output_name
         self.asked: list[tuple[str, int]] = []
         self.asked_versions: list[tuple[str, int]] = []
         # model name -> versions that are loaded; models not named here have version 1.
@@ -172,10 +175,11 @@ class FakeTriton:
             ) -> None:
                 self.model, self.inputs, self.wanted = model_name, inputs, requested_output_names
                 self.version = model_version
-                assert inputs[0].name() == input_name
+                assert input_name is None or [one.name() for one in inputs] == [input_name]
+                assert len({len(one.as_numpy()) for one in inputs}) == 1
 
             def exec(self) -> InferenceResponse:
-                return fake._exec(self.model, self.version, self.inputs[0], self.wanted)
+                return fake._exec(self.model, self.version, self.inputs, self.wanted)
 
         class MetricFamily:
             COUNTER, GAUGE = 0, 1
@@ -193,7 +197,8 @@ class FakeTriton:
 
         self.InferenceRequest, self.MetricFamily, self.Logger = InferenceRequest, MetricFamily, Logger
 
-    def _exec(self, model: str, version: int, tensor: Tensor, wanted: list[str]) -> InferenceResponse:
+    def _exec(self, model: str, version: int, inputs: list[Tensor], wanted: list[str]) -> InferenceResponse:
+        tensor, by_name = inputs[0], {one.name(): one.as_numpy() for one in inputs}
         rows = tensor.as_numpy()
         with self._lock:
             self.asked.append((model, len(rows)))
@@ -204,7 +209,7 @@ class FakeTriton:
                 error=TritonError(f"Failed for execute the inference request. Model '{model}' is not ready.")
             )
         try:
-            said = self.members[model](rows)
+            said = self.members[model](rows if self.input_name is not None else by_name)
             outputs = said if isinstance(said, dict) else {self.output_name: said}
             assert set(wanted) <= set(outputs), f"{model} has no output {wanted}"
             return LentResponse([Tensor(name, outputs[name].copy()) for name in wanted])

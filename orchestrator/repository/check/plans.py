@@ -1,7 +1,7 @@
 """A plan against the members it names, its rendered folders, and the one-file models made from it."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,13 +23,16 @@ from orchestrator.repository.index import (
 )
 from orchestrator.repository.members import MemberFacts, Tensors, fits, planned_version, sha256_of_version
 from orchestrator.repository.render import ensemble_configs
-from orchestrator.spec import CascadeSpec, Derived, FusedPrefix, Member, cascade_from_path
+from orchestrator.spec import CascadeSpec, Derived, FusedPrefix, Member, RowTensor, cascade_from_path
 from orchestrator.spec.answer import first_misplaced, first_unlike
 from orchestrator.spec.cascade import PLAN
+from orchestrator.spec.manifest import Tensor
+from orchestrator.spec.request import plan_dtype
 from orchestrator.spec.triton import versions_in
 
 # The server runs the calls of one instance on 32 threads by default, and late answers need some of them.
 MAX_CALLS_IN_FLIGHT = 30
+Report = Callable[[str], None]
 _AGAIN = "render again"
 _UNDO = "edited by hand: undo it and change the plan instead, or remove the file and render again"
 
@@ -78,9 +81,9 @@ class _Pair:
             self._config(config)
         elif not (self.model.folder / CONFIG).exists():
             self._no_config(facts)
-        self._batches(facts.max_batch_size)
+        _check_batches(self.member.max_batch_size, facts.max_batch_size, fault=self.fault)
         if facts.inputs is not None:
-            self._input(facts.inputs)
+            _check_inputs(self.spec, self.member, facts.inputs, fault=self.fault, note=self.note)
         if facts.outputs is not None:
             self._output(facts.outputs)
         if facts.instances not in (None, self.member.instances):
@@ -99,34 +102,11 @@ class _Pair:
         if self.model.manifest is not None or facts.inputs is None:
             self.fault("no config.pbtxt, expected one: what Triton guesses is not known here; write or render it")
 
-    def _batches(self, limit: int | None) -> None:
-        if limit == 0:
-            self.fault("takes no batches (max_batch_size 0), expected a batch axis and a limit of at least 1")
-        elif limit is not None and self.member.max_batch_size > limit:
-            planned = f"max_batch_size {self.member.max_batch_size} in the plan"
-            self.fault(f"got {planned}, expected at most its config's {limit}")
-
     def _config(self, config: ModelConfig) -> None:
         if config.model_transaction_policy.decoupled:
             self.fault("is decoupled, expected a model that answers each request once")
         if config.HasField("sequence_batching"):
             self.fault("keeps state over a sequence of requests, expected one that answers each row by itself")
-
-    def _input(self, inputs: Tensors) -> None:
-        name = self.member.input or self.spec.input.name
-        if name not in inputs:
-            self.fault(f"got input {name} in the plan, expected one of {', '.join(inputs)}")
-            return
-        others = [other for other in inputs if other != name]
-        if others:
-            self.fault(f"needs inputs {', '.join(others)} too, expected {name} alone")
-        got, wanted = inputs[name], self.spec.input
-        if got.dtype != wanted.dtype:
-            self.fault(f"input {name} is {got.dtype}, expected the plan's {wanted.dtype}")
-        if not fits(got.dims, wanted.dims):
-            self.fault(f"input {name} has dims {list(got.dims)}, expected the plan's {list(wanted.dims)}")
-        if name != wanted.name:
-            self.note(f"input is named {name}, the cascade's {wanted.name}: every batch is copied once more")
 
     def _output(self, outputs: Tensors) -> None:
         name = self.member.output
@@ -185,6 +165,68 @@ class _Pair:
             self.fault(f"{text}; {fix}")
 
 
+def _check_inputs(
+    spec: CascadeSpec, model: Member | Derived, inputs: Tensors, *, fault: Report, note: Report
+) -> None:
+    """Adds what does not fit between the tensors that a plan gives a model and those that it takes."""
+    reads = spec.tensors_of(model)
+    for name, own in reads.items():
+        if name not in inputs:
+            fault(f"got input {name} in the plan, expected one of {', '.join(inputs)}")
+        elif text := _unlike(inputs[name], spec.tensors[own]):
+            fault(f"input {name} {text}")
+        if name != own and spec.has_one_tensor:
+            note(f"input is named {name}, the cascade's {own}: every batch is copied once more")
+    others = [other for other in inputs if other not in reads]
+    if others and set(reads) & set(inputs):
+        fault(f"needs inputs {', '.join(others)} too, expected {', '.join(reads)} alone")
+
+
+def _unlike(got: Tensor, wanted: RowTensor) -> str | None:
+    """How a model's tensor differs from the plan's."""
+    if plan_dtype(got.dtype) != wanted.dtype:
+        return f"is {got.dtype}, expected the plan's {wanted.dtype}"
+    if not fits(got.dims, wanted.dims):
+        return f"has dims {list(got.dims)}, expected the plan's {list(wanted.dims)}"
+    if any(size == -1 and own != -1 for size, own in zip(wanted.dims, got.dims, strict=True)):
+        return f"has dims {list(got.dims)}, expected a length that varies, {list(wanted.dims)}"
+    return None
+
+
+def check_derived(spec: CascadeSpec, models: Mapping[str, Model], *, findings: Findings) -> None:
+    """Adds what does not fit between a plan and its deriving models."""
+    for derived in spec.derived:
+        fault = partial(findings.of(spec.name).fault, f"deriving model {derived.name}")
+        model = models.get(derived.name)
+        if model is None:
+            fault("no such model; export or copy it there")
+            continue
+        _check_batches(derived.max_batch_size, model.facts.max_batch_size, fault=fault)
+        if model.facts.inputs is not None:
+            _check_inputs(spec, derived, model.facts.inputs, fault=fault, note=fault)
+        if model.facts.outputs is not None:
+            _check_derived_outputs(derived, model.facts.outputs, fault=fault)
+        for text in version_faults(derived, model.folder, config=model.config):
+            fault(text)
+
+
+def _check_batches(planned: int, limit: int | None, *, fault: Report) -> None:
+    if limit == 0:
+        fault("takes no batches (max_batch_size 0), expected a batch axis and a limit of at least 1")
+    elif limit is not None and planned > limit:
+        fault(f"got max_batch_size {planned} in the plan, expected at most its config's {limit}")
+
+
+def _check_derived_outputs(derived: Derived, known: Tensors, *, fault: Report) -> None:
+    for tensor in derived.outputs:
+        name = tensor.source or tensor.name
+        if name not in known:
+            fault(f"got output {name} in the plan, expected one of {', '.join(known)}")
+        elif plan_dtype(known[name].dtype) != tensor.dtype or not fits(known[name].dims, tensor.dims):
+            got = f"is {known[name].dtype} {list(known[name].dims)}"
+            fault(f"output {name} {got}, expected the plan's {tensor.dtype} {list(tensor.dims)}")
+
+
 def version_faults(
     planned: Member | FusedPrefix | Derived, folder: Path, *, config: ModelConfig | None
 ) -> Iterator[str]:
@@ -236,7 +278,7 @@ def check_fused_prefix(spec: CascadeSpec, model: Model | None, *, findings: Find
     """Adds what does not fit between a plan and its fused prefix, whose model may be missing."""
     prefix = spec.fused_prefix
     assert prefix is not None
-    fault = partial(findings.of(spec.name).fault, f"lead {prefix.name}")
+    fault = partial(findings.of(spec.name).fault, f"fused prefix {prefix.name}")
     if model is None:
         fault("no such model; write it with `python -m export onefile --stages`")
         return

@@ -17,6 +17,7 @@ from orchestrator.graphs.editing import opset_of
 from orchestrator.repository.check.models import Fault, Findings, Model, read_model
 from orchestrator.repository.check.plans import (
     check_cascade_folder,
+    check_derived,
     check_ensemble_folder,
     check_fused_prefix,
     check_members,
@@ -170,6 +171,7 @@ class _Check:
         models = {member: self._model(member) for member in spec.models if member in self.folders}
         others = [other for other in self.folders if other != name]
         check_members(spec, models, findings=self.findings, known=others)
+        check_derived(spec, models, findings=self.findings)
         if spec.fused_prefix is not None:
             check_fused_prefix(spec, models.get(spec.fused_prefix.name), findings=self.findings)
         for member in models:
