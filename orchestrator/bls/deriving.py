@@ -44,10 +44,6 @@ class Deriving:
         self._gates = {one.name: Gate() for one in spec.derived}
         self._tensors = spec.tensors
 
-    def is_needed(self, stage: int) -> bool:
-        """Whether a stage's members read derived tensors."""
-        return bool(self._for_stage[stage])
-
     def knows(self, model: str) -> bool:
         """Whether a model of that name derives."""
         return model in self._places

@@ -6,7 +6,6 @@ the server's own, of which a cascade has 64; therefore `Breakers` counts such ca
 """
 
 import math
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from orchestrator.bls.breaker import Breakers
 from orchestrator.bls.deriving import Deriving
 from orchestrator.bls.input_buffer import Buckets
 from orchestrator.bls.metrics import Counters
-from orchestrator.bls.pieces import EVERY_ROW, Errors, Gate, MemberOutputs, Owners, Refusal, StageCall
+from orchestrator.bls.pieces import EVERY_ROW, Errors, Gate, Helpers, MemberOutputs, Owners, Refusal, StageCall
 from orchestrator.bls.rows import AnyRows, Rows, RowTensors, padded
 from orchestrator.errors import for_clients
 from orchestrator.spec import CascadeSpec, FusedPrefix
@@ -32,40 +31,6 @@ _NUMBERS = "fiub"
 # INTERNAL, as a model's own errors do, so that only the words tell them apart.
 _NOT_THERE = ("Request for unknown model", "has no available versions", "Stub process")
 _NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
-
-
-class Helpers:
-    """Threads that make calls for other threads; one is started where none is idle, and some stay when idle."""
-
-    def __init__(self, most_idle: int) -> None:
-        self._most_idle = most_idle
-        self._idle = 0
-        self._lock = threading.Lock()
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-
-    def submit(self, work: Callable[[], None]) -> None:
-        """Has work done that raises nothing."""
-        with self._lock:
-            is_idle = self._idle > 0
-            self._idle -= is_idle
-        if not is_idle:
-            threading.Thread(target=self._loop, name="committee-member", daemon=True).start()
-        self._work.put(work)
-
-    def close(self) -> None:
-        """Ends idle threads now, and busy ones when their work is done."""
-        with self._lock:
-            self._most_idle, idle, self._idle = 0, self._idle, 0
-        for _ in range(idle):
-            self._work.put(None)
-
-    def _loop(self) -> None:
-        while (work := self._work.get()) is not None:
-            work()
-            with self._lock:
-                if self._idle >= self._most_idle:
-                    return
-                self._idle += 1
 
 
 @dataclass(eq=False)
@@ -101,6 +66,7 @@ class MemberCalls:
         # By member, its tensor -> the cascade's.
         self._reads = [self.spec.tensors_of(member) for member in self._members]
         self._tensors, self._buckets = self.spec.tensors, Buckets(self.spec)
+        self._derives = [bool(self.spec.derived_for(stage)) for stage in range(len(self.spec.stages))]
         self._deriving = Deriving(
             self.spec, breakers=self._breakers, metrics=self.metrics, execute=self._execute, lock=self._lock
         )
@@ -134,7 +100,7 @@ class MemberCalls:
         # Counted before the members are asked: rows answered at a deadline meanwhile have cost it, too.
         self.metrics.asked(len(call.rows), call.stage, call.cost)
         works = [partial(self._ask_for, call, place, tensor=tensor, owners=owners) for place in asked]
-        if works and self._deriving.is_needed(call.stage):
+        if works and self._derives[call.stage]:
             works = [partial(self._derive_and_ask, call, works, owners)]
         by_helpers = works if timeout_s is not None else works[1:]
         if by_helpers or len(asked) > len(works):
@@ -323,7 +289,7 @@ class MemberCalls:
         errors: Errors = {}
         for _, failed in said:
             errors |= failed
-        rows = call.rows if self._deriving.is_needed(call.stage) else None
+        rows = call.rows if self._derives[call.stage] else None
         return MemberOutputs([output for output, _ in said], errors, cost=call.cost, rows=rows)
 
     def _ask_tensors(

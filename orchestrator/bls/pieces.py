@@ -13,6 +13,7 @@ bound:
 Rows left then fail without being asked about. A member that is not there is asked once and no more.
 """
 
+import queue
 import threading
 from _thread import LockType
 from collections.abc import Callable, Iterator, Sequence
@@ -222,6 +223,40 @@ class Gate:
             with self.alone():
                 isolate(ask, refused, pieces, owners)
         return pieces
+
+
+class Helpers:
+    """Threads that make calls for other threads; one is started where none is idle, and some stay when idle."""
+
+    def __init__(self, most_idle: int) -> None:
+        self._most_idle = most_idle
+        self._idle = 0
+        self._lock = threading.Lock()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Has work done that raises nothing."""
+        with self._lock:
+            is_idle = self._idle > 0
+            self._idle -= is_idle
+        if not is_idle:
+            threading.Thread(target=self._loop, name="committee-member", daemon=True).start()
+        self._work.put(work)
+
+    def close(self) -> None:
+        """Ends idle threads now, and busy ones when their work is done."""
+        with self._lock:
+            self._most_idle, idle, self._idle = 0, self._idle, 0
+        for _ in range(idle):
+            self._work.put(None)
+
+    def _loop(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            with self._lock:
+                if self._idle >= self._most_idle:
+                    return
+                self._idle += 1
 
 
 def isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owners: Owners | None) -> None:

@@ -73,6 +73,7 @@ class Scheduler:
         self._gearbox = Gearbox(spec.gears)
         # By slot; they grow with the table, and never shrink, as it does.
         self._inputs = InputBuffer(spec)
+        self._most_deferred = spec.most_deferred
         self._deferred_ns: Times = np.zeros(0, np.int64)  # when the rows in the slots began to wait for a stage
         self._lock = threading.Lock()
         self._work = [threading.Condition(self._lock) for _ in spec.stages]
@@ -114,7 +115,7 @@ class Scheduler:
         Returns:
             whether it can; no for a time that is over or a server that stops.
         """
-        most_rows, most_bytes = self._spec.most_deferred
+        most_rows, most_bytes = self._most_deferred
 
         def has_room() -> bool:
             if not self._run.rows_in_table:

@@ -30,12 +30,12 @@ def files_of_a_row(tmp_path: Path, row: np.ndarray) -> list[str]:
 
 def test_an_easy_row_passes_few_files(tmp_path: Path) -> None:
     files = files_of_a_row(tmp_path, EASY)
-    assert len(files) <= 6, files
+    assert len(files) <= 8, files
 
 
 def test_a_hard_row_passes_few_files(tmp_path: Path) -> None:
     files = files_of_a_row(tmp_path, HARD)
-    assert len(files) <= 12, files
+    assert len(files) <= 15, files
 
 
 def test_a_plan_passes_few_files(tmp_path: Path) -> None:
@@ -43,4 +43,4 @@ def test_a_plan_passes_few_files(tmp_path: Path) -> None:
     assert plan(*command) == 0, "once before, so that imports are no part of the trace"
     with traced() as trace:
         assert plan(*command) == 0
-    assert len(trace.files) <= 35, trace.files
+    assert len(trace.files) <= 37, trace.files

@@ -60,9 +60,9 @@ def test_a_full_table_refuses_what_stage_0_is_unsure_of_and_answers_the_rest(
     with loaded(tmp_path, fake := usual(large=gated(gate)), SPEC) as model:
         wait_for_room, waits_s = model._scheduler.wait_for_room, []
 
-        def watched(rows: int, timeout_s: float) -> bool:
+        def watched(rows: int, size_bytes: int, timeout_s: float) -> bool:
             waits_s.append(timeout_s)
-            return wait_for_room(rows, timeout_s)
+            return wait_for_room(rows, size_bytes, timeout_s)
 
         monkeypatch.setattr(model._scheduler, "wait_for_room", watched)
         first = filled(model)

@@ -31,7 +31,7 @@ def test_a_good_repository_exits_with_zero_and_one_line(repository: Path) -> Non
 def test_faults_are_listed_in_a_table_and_exit_with_one(repository: Path) -> None:
     (repository / "small" / "1" / "model.onnx").unlink()
     path = repository / "cascade" / "1" / "cascade.json"
-    path.write_text(path.read_text().replace('"dims": [\n      4', '"dims": [\n      2,\n      2'))
+    path.write_text(path.read_text().replace('"dims": [\n        4', '"dims": [\n        2,\n        2'))
     result = RUNNER.invoke(APP, ["--repository", str(repository)])
     assert result.exit_code == 1
     assert "1/model.onnx is missing" in result.output
