@@ -22,24 +22,18 @@ class Door:
     """Where batches wait; used from one thread only.
 
     Attributes:
-        limit_rows: that the table takes.
-        limit_bytes: of their inputs; None where all rows have one size.
+        room: what the table takes.
         is_shut: whether batches have found no room lately.
         refused_rows: since it was shut.
     """
 
-    def __init__(self, limits: tuple[int, int | None], scheduler: Scheduler, log: Callable[[str], None]) -> None:
-        self.limit_rows, self.limit_bytes = limits
+    def __init__(self, scheduler: Scheduler, log: Callable[[str], None]) -> None:
+        self.room = scheduler.room
         self.is_shut = False
         self.refused_rows = 0
         self._scheduler = scheduler
         self._log = log
         self._shut_s = self._logged_s = -math.inf
-
-    def fits(self, rows: int, size_bytes: int, *, in_table: int, bytes_in_table: int) -> bool:
-        """Whether so many rows fit beside those that the table has."""
-        has_bytes = self.limit_bytes is None or bytes_in_table + size_bytes <= self.limit_bytes
-        return has_bytes and in_table + rows <= self.limit_rows
 
     def has_room(self, batch: Sequence[PendingRequest], rows: int, size_bytes: int) -> bool:
         """Whether the table can take the rows of a batch, which waits for that as long as it may."""
@@ -59,9 +53,9 @@ class Door:
 
     def refusal(self, rows: int) -> str:
         """Why a request is refused when so many rows are in the table."""
-        limit = f"as many as limits.max_deferred_rows allows ({self.limit_rows})"
-        if self.limit_bytes is not None:
-            limit += f", or with as many bytes as limits.max_deferred_bytes does ({self.limit_bytes})"
+        limit = f"as many as limits.max_deferred_rows allows ({self.room.rows})"
+        if self.room.size_bytes is not None:
+            limit += f", or with as many bytes as limits.max_deferred_bytes does ({self.room.size_bytes})"
         return f"{rows} {FULL_WORDS}, about {limit}; try again in a moment"
 
     def _shut(self, now_s: float) -> None:

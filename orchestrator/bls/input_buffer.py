@@ -1,6 +1,7 @@
 """The inputs of deferred rows, and which of them may share a batch."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,18 @@ from orchestrator.bls.rows import AnyRows, Rows, RowTensors
 from orchestrator.spec import CascadeSpec
 
 Index = npt.NDArray[np.intp]
+
+
+class Room(NamedTuple):
+    """What the table of deferred rows takes."""
+
+    rows: int
+    size_bytes: int | None  # of their inputs; None where all rows have one size
+
+    def takes(self, rows: int, size_bytes: int, *, in_table: int, bytes_in_table: int) -> bool:
+        """Whether it takes so many rows beside those that it has; an empty one takes any number."""
+        has_bytes = self.size_bytes is None or bytes_in_table + size_bytes <= self.size_bytes
+        return not in_table or (has_bytes and in_table + rows <= self.rows)
 
 
 class Buckets:

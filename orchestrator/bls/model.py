@@ -222,7 +222,7 @@ class Stage0:
     def __post_init__(self) -> None:
         self._fast_path = self.run.fast_path
         self._has_gears = self.spec.gears is not None
-        self._door = Door(self.spec.most_deferred, self.scheduler, self.log)
+        self._door = Door(self.scheduler, self.log)
         self._admission = AdmissionControl(self.spec.limits.max_batch_size)
 
     def answer(self, batch: Sequence[PendingRequest], rows: AnyRows) -> Iterator[Answered]:
@@ -291,10 +291,10 @@ class Stage0:
 
     def _has_room(self, batch: Sequence[PendingRequest], rows: AnyRows) -> bool:
         # Without the lock, because rows come in through this thread alone: behind its back they only get fewer.
-        fits, size_bytes = self.run.rows_in_table + len(rows) <= self._door.limit_rows, 0
+        fits, size_bytes = self.run.rows_in_table + len(rows) <= self._door.room.rows, 0
         if isinstance(rows, RowTensors):
             size_bytes, bytes_in_table = int(rows.sizes_bytes().sum()), self.scheduler.bytes_in_table
-            fits = self._door.fits(
+            fits = self._door.room.takes(
                 len(rows), size_bytes, in_table=self.run.rows_in_table, bytes_in_table=bytes_in_table
             )
         return (fits and not self._door.is_shut) or self._door.has_room(batch, len(rows), size_bytes)
@@ -317,8 +317,8 @@ class Stage0:
             start += one.count
             count = 0 if is_sure else int(np.count_nonzero(deferred[own]))
             size_bytes = int(sizes[own][deferred[own]].sum())
-            fits = self._door.fits(count, size_bytes, in_table=in_table, bytes_in_table=bytes_in_table)
-            if not count or not in_table or fits:
+            fits = self._door.room.takes(count, size_bytes, in_table=in_table, bytes_in_table=bytes_in_table)
+            if not count or fits:
                 in_table += count
                 bytes_in_table += size_bytes if count else 0
             else:

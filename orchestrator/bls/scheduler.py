@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.gears import Gearbox, Times
-from orchestrator.bls.input_buffer import InputBuffer
+from orchestrator.bls.input_buffer import InputBuffer, Room
 from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.metrics import Counters
 from orchestrator.bls.pieces import EVERY_ROW, Errors, MemberOutputs, StageCall
@@ -73,7 +73,7 @@ class Scheduler:
         self._gearbox = Gearbox(spec.gears)
         # By slot; they grow with the table, and never shrink, as it does.
         self._inputs = InputBuffer(spec)
-        self._most_deferred = spec.most_deferred
+        self.room = Room(*spec.most_deferred)
         self._deferred_ns: Times = np.zeros(0, np.int64)  # when the rows in the slots began to wait for a stage
         self._lock = threading.Lock()
         self._work = [threading.Condition(self._lock) for _ in spec.stages]
@@ -115,13 +115,10 @@ class Scheduler:
         Returns:
             whether it can; no for a time that is over or a server that stops.
         """
-        most_rows, most_bytes = self._most_deferred
 
         def has_room() -> bool:
-            if not self._run.rows_in_table:
-                return True
-            fits = most_bytes is None or self._inputs.bytes + size_bytes <= most_bytes
-            return fits and self._run.rows_in_table + rows <= most_rows
+            in_table, bytes_in_table = self._run.rows_in_table, self._inputs.bytes
+            return self.room.takes(rows, size_bytes, in_table=in_table, bytes_in_table=bytes_in_table)
 
         with self._lock:
             self._room.wait_for(lambda: has_room() or self._is_stopping, timeout_s)
