@@ -12,7 +12,8 @@ from orchestrator.errors import InputError, MemberError, RepositoryError
 from orchestrator.files import sha256_of_path
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
-from orchestrator.spec.served_model import AnyRows, Array, ModelInfo, TensorInfo, ready_rows
+from orchestrator.spec.rows import AnyRows, Array, groups_of_one_shape, ready_rows, rows_at
+from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
 CPU = ("CPUExecutionProvider",)
 
@@ -69,9 +70,14 @@ class LocalMembers:
         ready = ready_rows(member.info, rows)
         texts = [tensor.name for tensor in member.info.inputs if tensor.is_text]
         ready |= {text: _decoded(f"{text} of member {name}", ready[text]) for text in texts}
-        size, count = member.manifest.max_batch_size, len(next(iter(ready.values())))
-        parts = ({key: array[at : at + size] for key, array in ready.items()} for at in range(0, count, size))
-        return np.concatenate([_run(member, part) for part in parts])
+        scores = np.empty((len(next(iter(ready.values()))), member.classes), np.float32)
+        size = member.manifest.max_batch_size
+        for places, group in groups_of_one_shape(ready):
+            at = np.arange(len(scores)) if places is None else places
+            for start in range(0, len(at), size):
+                part = slice(start, start + size)
+                scores[at[part]] = _run(member, rows_at(group, part))
+        return scores
 
     def cost(self, name: str) -> float:
         """MACs per row."""

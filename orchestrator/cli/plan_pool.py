@@ -184,16 +184,23 @@ def _recorded(name: str, facts: Mapping[str, Any], *, classes: int) -> MemberFac
     if output is not None and (not isinstance(output, str) or not output):
         raise _strange(name, "output", output, "the name of a tensor")
     return MemberFacts(
-        inputs=_recorded_input(name, facts.get("input")),
+        inputs=_recorded_inputs(name, facts),
         outputs=None if output is None else {output: Tensor(name=output, dtype="FP32", dims=(classes,))},
         max_batch_size=_recorded_count(name, "max_batch_size", facts, low=0),
         instances=_recorded_count(name, "instances", facts, low=1),
     )
 
 
-def _recorded_input(name: str, value: Any) -> dict[str, Tensor] | None:
-    if value is None:
+def _recorded_inputs(name: str, facts: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    values = facts.get("inputs", None if facts.get("input") is None else [facts["input"]])
+    if values is None:
         return None
+    if not isinstance(values, list):
+        raise _strange(name, "inputs", values, "a list of tensors")
+    return {key: tensor for value in values for key, tensor in _recorded_input(name, value).items()}
+
+
+def _recorded_input(name: str, value: Any) -> dict[str, Tensor]:
     try:
         spec = TensorSpec(**{**value, "dims": tuple(value["dims"])})
     except (KeyError, TypeError, ValueError, SpecError) as error:

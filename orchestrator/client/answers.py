@@ -35,6 +35,12 @@ class ServedAnswers:
     def __len__(self) -> int:
         return len(self.label)
 
+    def in_order(self, order: npt.NDArray[np.int64] | None) -> "ServedAnswers":
+        """The answers in another order of the rows; None leaves them as they are."""
+        if order is None:
+            return self
+        return ServedAnswers(**{name: column[order] for name, column in vars(self).items()})
+
 
 def status_words(status: int) -> str:
     """The names of the bits that are set, joined by commas; empty for a status of 0."""

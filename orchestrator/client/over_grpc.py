@@ -17,9 +17,18 @@ import tritonclient.grpc.aio as triton_aio
 from orchestrator.client.answers import Rows, ServedAnswers, answers_from_outputs, parameters_from_policy
 from orchestrator.client.endpoint import Endpoint, endpoint_from_address
 from orchestrator.client.error_mapping import FOREIGN
-from orchestrator.client.sync import Asker, Part, Request, SyncClient, requests_from_rows, scores_from_parts
+from orchestrator.client.sync import (
+    Asker,
+    Part,
+    Request,
+    SyncClient,
+    order_of,
+    requests_from_rows,
+    scores_from_parts,
+)
 from orchestrator.decision import Policy
-from orchestrator.spec.served_model import AnyRows, ModelInfo, model_from_json, scores_output, wanted_outputs
+from orchestrator.spec.rows import AnyRows
+from orchestrator.spec.served_model import ModelInfo, model_from_json, scores_output, wanted_outputs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -159,13 +168,15 @@ class AsyncGrpcClient(Asker):
         info = await self.metadata(model)
         parameters = parameters_from_policy(policy)
         requests = requests_from_rows(info, rows, wanted=wanted_outputs(info), parameters=parameters)
-        return answers_from_outputs(info, await self._asked(requests), kinds=self.kinds)
+        answers = answers_from_outputs(info, await self._asked(requests), kinds=self.kinds)
+        return answers.in_order(order_of(requests))
 
     async def ask(self, name: str, rows: AnyRows) -> npt.NDArray[np.float32]:
         """As `SyncClient.ask`."""
         info = await self.metadata(name)
         output = scores_output(info)
-        return scores_from_parts(await self._asked(requests_from_rows(info, rows, wanted=(output,))), output)
+        requests = requests_from_rows(info, rows, wanted=(output,))
+        return scores_from_parts(await self._asked(requests), output, requests=requests)
 
     async def _asked(self, requests: Sequence[Request]) -> list[Part]:
         if len(requests) == 1:

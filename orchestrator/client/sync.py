@@ -21,15 +21,8 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reason
 from orchestrator.decision import Policy
 from orchestrator.errors import RefusedError, UnavailableError
-from orchestrator.spec.served_model import (
-    AnyRows,
-    ModelInfo,
-    chunks,
-    model_from_json,
-    ready_rows,
-    scores_output,
-    wanted_outputs,
-)
+from orchestrator.spec.rows import AnyRows, Places, groups_of_one_shape, ready_rows, rows_at
+from orchestrator.spec.served_model import ModelInfo, chunks, model_from_json, scores_output, wanted_outputs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -70,6 +63,7 @@ class Request:
     model: str
     version: str  # an empty text leaves the choice to the server
     tensors: Mapping[str, Rows]
+    places: Places | None  # of its rows among all that are asked about; None where all come in order
     wanted: Sequence[str] | None  # names of outputs; None for all
     parameters: Mapping[str, int | float]
 
@@ -95,7 +89,7 @@ def requests_from_rows(
     parameters: Mapping[str, int | float] | None = None,
     version: int | None = None,
 ) -> list[Request]:
-    """The requests that ask a model about rows, in order.
+    """The requests that ask a model about rows: in order, or where lengths differ a length at a time.
 
     Raises:
         InputError: the rows do not fit the model.
@@ -103,16 +97,27 @@ def requests_from_rows(
     tensors = ready_rows(info, rows)
     fixed: dict[str, Any] = {"wanted": wanted, "parameters": parameters or {}}
     fixed |= {"model": info.name, "version": _version_text(version)}
-    count = len(next(iter(tensors.values())))
-    return [
-        Request(tensors={name: array[part] for name, array in tensors.items()}, **fixed)
-        for part in chunks(count, info.max_batch_size)
-    ]
+    requests = []
+    for places, group in groups_of_one_shape(tensors):
+        for part in chunks(len(next(iter(group.values()))), info.max_batch_size):
+            at = None if places is None else places[part]
+            requests.append(Request(tensors=rows_at(group, part), places=at, **fixed))
+    return requests
 
 
-def scores_from_parts(parts: Sequence[Part], output: str) -> npt.NDArray[np.float32]:
-    """The scores of all parts, float32 (n, k)."""
-    return np.concatenate([np.asarray(outputs[output], np.float32) for outputs, _ in parts])
+def order_of(requests: Sequence[Request]) -> Places | None:
+    """Where each row of the caller stands among the answers to all requests; None where they are in order."""
+    places = [request.places for request in requests if request.places is not None]
+    return np.argsort(np.concatenate(places)) if places else None
+
+
+def scores_from_parts(
+    parts: Sequence[Part], output: str, *, requests: Sequence[Request]
+) -> npt.NDArray[np.float32]:
+    """The scores of all requests, float32 (n, k), in the order of the rows."""
+    scores = np.concatenate([np.asarray(outputs[output], np.float32) for outputs, _ in parts])
+    order = order_of(requests)
+    return scores if order is None else scores[order]
 
 
 class Asker:
@@ -224,7 +229,8 @@ class SyncClient(Asker):
         info = self.metadata(model)
         parameters = parameters_from_policy(policy)
         requests = requests_from_rows(info, rows, wanted=wanted_outputs(info), parameters=parameters)
-        return answers_from_outputs(info, self._asked(requests), kinds=self.kinds)
+        answers = answers_from_outputs(info, self._asked(requests), kinds=self.kinds)
+        return answers.in_order(order_of(requests))
 
     def ask(
         self, name: str, rows: AnyRows, *, version: int | None = None, output: str | None = None
@@ -244,7 +250,7 @@ class SyncClient(Asker):
         info = self.metadata(name, version=version)
         output = output or scores_output(info)
         requests = requests_from_rows(info, rows, wanted=(output,), version=version)
-        return scores_from_parts(self._asked(requests), output)
+        return scores_from_parts(self._asked(requests), output, requests=requests)
 
     def _asked(self, requests: Sequence[Request]) -> list[Part]:
         if len(requests) == 1:

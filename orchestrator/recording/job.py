@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -154,7 +154,7 @@ def _asked(pool: RecordingPool, name: str, loaded: RowBlock) -> Scores:
     expected = (len(loaded.ids), pool.classes)
     if not len(loaded.ids):
         return np.zeros(expected, np.float32)
-    scores = pool.ask(name, loaded.rows)
+    scores = pool.scores(name, loaded.rows)
     if scores.shape != expected:
         got = f"scores of shape {list(scores.shape)}"
         raise DataError(f"member {name}", got=got, expected=list(expected))
@@ -361,10 +361,10 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions) -> di
     seen = {name: evidence_of(shards.outputs(name)) for name in pool.names}
     meta = meta_of(pool, source, data=options.data, sha256=sha256, skipped=skipped, seen=seen)
     for about in meta["members"].values():
-        if -1 in about.get("input", {}).get("dims", ()):
+        if about.get("input", {}).get("dims", ()).count(-1) > 1:
             # A member that takes rows of any shape: the plan needs to know which ones it was asked about.
             first = next(iter(source.pieces(task.wanted, int(kept[0]), 1))).load().rows
-            about["input"]["dims"] = list(first.shape[1:]) if isinstance(first, np.ndarray) else None
+            about["input"]["dims"] = list(np.shape(cast(Any, first))[1:])
     if options.limit is not None:
         meta["limit"] = options.limit
     file = RecordsFile(path=output, ids=ids, labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)

@@ -28,7 +28,8 @@ from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE
 from orchestrator.spec.processor import core_count, instruction_sets, processor_flags
 from orchestrator.spec.request import INPUT_DTYPES
-from orchestrator.spec.served_model import AnyRows, ModelInfo, input_tensor, scores_output
+from orchestrator.spec.rows import AnyRows
+from orchestrator.spec.served_model import ModelInfo, TensorInfo, scores_output
 from orchestrator.spec.validation import NAME
 
 Rows = npt.NDArray[Any]
@@ -41,7 +42,7 @@ _APART = "record them apart, then join the files with `committee record --join`"
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingPool:
-    """Members that take the same rows and give scores of the same classes; mappings have a member's name as key.
+    """Members that read the same rows and give scores of the same classes; mappings have a member's name as key.
 
     Args:
         manifests: of the members that were exported and whose manifest.json is there.
@@ -82,13 +83,24 @@ class RecordingPool:
 
     @property
     def info(self) -> ModelInfo:
-        """The first member; all take the same input."""
-        return next(iter(self.infos.values()))
+        """The first member, with the inputs of all; where all have one of the same kind that is the first's."""
+        first = next(iter(self.infos.values()))
+        kinds = {tuple(map(_kind, info.inputs)) for info in self.infos.values()}
+        if len(kinds) == 1 and len(first.inputs) == 1:
+            return first
+        inputs = {tensor.name: tensor for info in self.infos.values() for tensor in info.inputs}
+        return dataclasses.replace(first, name=", ".join(self.names), inputs=tuple(inputs.values()))
+
+    def scores(self, name: str, rows: AnyRows) -> npt.NDArray[np.float32]:
+        """Scores of a member, float32 (n, k), from rows that have the inputs of all."""
+        if isinstance(rows, Mapping):
+            rows = {tensor.name: rows[tensor.name] for tensor in self.infos[name].inputs}
+        return self.ask(name, rows)
 
     @property
     def classes(self) -> int:
         """Number of classes k."""
-        return _classes(self.info)
+        return _classes(next(iter(self.infos.values())))
 
     def class_names(self) -> tuple[str, ...] | None:
         """The members' class names, None where neither a manifest nor a label file has them.
@@ -119,9 +131,10 @@ class RecordingPool:
 
     def piece_rows(self) -> int:
         """Rows per piece, by the members alone: a resumed run must cut the data in the same places."""
-        tensor = input_tensor(self.info)
-        row_bytes = math.prod(USUAL_PX if size < 0 else size for size in tensor.shape[1:])
-        row_bytes *= np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")).itemsize
+        row_bytes = 0
+        for tensor in self.info.inputs:
+            values = math.prod(USUAL_PX if size < 0 else size for size in tensor.shape[1:])
+            row_bytes += values * np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")).itemsize
         work = sum(manifest.macs for manifest in self.manifests.values())
         rows = min(PIECE_ROWS, PIECE_BYTES // max(1, row_bytes), int(PIECE_MACS // max(1.0, work)))
         # Whole batches of 64, the usual limit, waste none.
@@ -244,16 +257,24 @@ def _costs(
     return {name: known[name] for name in names}
 
 
+def _kind(tensor: TensorInfo) -> str:
+    """Dtype and dims of a tensor, the same from a manifest and from a server."""
+    return f"{'STRING' if tensor.is_text else tensor.dtype} {list(tensor.shape[1:])}"
+
+
 def _classes(info: ModelInfo) -> int:
     output = scores_output(info)
     return next(tensor.shape[-1] for tensor in info.outputs if tensor.name == output)
 
 
 def _checked(pool: RecordingPool, kinds: Mapping[str, str]) -> RecordingPool:
-    tensors = {name: input_tensor(info) for name, info in pool.infos.items()}
-    inputs = {name: f"{tensor.dtype} {list(tensor.shape[1:])}" for name, tensor in tensors.items()}
+    read: dict[str, dict[str, str]] = {}
+    for name, info in pool.infos.items():
+        for tensor in info.inputs:
+            read.setdefault(tensor.name, {})[name] = _kind(tensor)
     got, expected = "{one} for {first}, {other} for {second}", "members that take the same rows"
-    _check_alike(inputs, got=got, expected=expected, fix=_APART)
+    for kinds_of_one in read.values():
+        _check_alike(kinds_of_one, got=got, expected=expected, fix=_APART)
     sizes = {name: _classes(info) for name, info in pool.infos.items()}
     got = "{one} classes of {first}, {other} of {second}"
     _check_alike(sizes, got=got, expected="members of the same classes")

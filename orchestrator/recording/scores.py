@@ -16,7 +16,6 @@ from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE, PARAMETER, SCORE_DTYPES, ScoreEvidence
 from orchestrator.spec.served_model import (
     ModelInfo,
-    input_tensor,
     listed_tensors,
     no_single_scores,
     possible_scores,
@@ -173,11 +172,14 @@ def about_member(manifest: Manifest | None, info: ModelInfo) -> dict[str, Any]:
     Of one without a manifest they keep its tensors and limits, for plans that are made without its configuration.
     """
     if manifest is None:
-        tensor = input_tensor(info)
+        inputs = [
+            {"name": one.name, "dtype": "STRING" if one.is_text else one.dtype, "dims": list(one.shape[1:])}
+            for one in info.inputs
+        ]
         return {
             "sha256": None,
             "random_weights": False,
-            "input": {"name": tensor.name, "dtype": tensor.dtype, "dims": list(tensor.shape[1:])},
+            **({"input": inputs[0]} if len(inputs) == 1 else {"inputs": inputs}),
             "output": scores_output(info),
             "max_batch_size": info.max_batch_size,
             "instances": info.instances,

@@ -105,7 +105,7 @@ class ArrayRows:
         ids = np.arange(total) if self.ids is None else self.ids
         check_ids(f"{path} ids", ids, total)
         labels = labels_from_array(path, self.labels, rows=total, classes=classes)
-        sha256 = self._sha256()
+        sha256 = self.sha256()
         identity = {"rows_sha256": sha256, "ids_sha256": sha256_of_array(ids)}
         if labels.numbers is not None:
             identity["labels_sha256"] = sha256_of_array(labels.numbers)
@@ -113,7 +113,7 @@ class ArrayRows:
             name=path, ids=ids, labels=labels, pieces=self.pieces, identity=identity, data_sha256=sha256
         )
 
-    def _sha256(self) -> str:
+    def sha256(self) -> str:
         """Hash of dtype, shape and rows."""
         if self.images is not None:
             rows = max(1, BLOCK_BYTES // max(1, self.images[:1].nbytes))
@@ -199,39 +199,44 @@ def mapped_npy(path: Path) -> Rows:
 def _npz(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
     with opened_npz(path, what=f"{path}") as stored:
         columns = columns.found_in(f"{path}", "arrays", stored.files)
-        name = columns.column
+        # The one array holds all numbers of a row, or its text.
+        name = columns.column or columns.text
         if name is None:
             others = columns.others(stored.files)
             if not others:
                 got = f"arrays {', '.join(stored.files) or 'none'}"
                 raise DataError(f"{path}", got=got, expected="an array images")
             name = "images" if "images" in others else others[0]
-        ids, labels = (
-            None if key is None else array_of(stored, key) for key in (columns.id_column, columns.label_column)
-        )
-        kept = {key: array_of(stored, key) for key in columns.keep_columns}
-        with stored.zip.open(f"{name}.npy") as file:
-            shape, in_fortran_order, dtype = array_header(file)
-        _check_fit(path, info, shape, dtype)
-        # No row of such an array lies in one piece, so only this kind is held whole.
-        images = array_of(stored, name) if in_fortran_order else None
-    total = shape[0]
+        whole = stored_array(path, stored, name)
+        _check_fit(path, info, whole.shape, whole.dtype)
+        return replace(whole, **companions_from_npz(path, stored, columns, whole.shape[0]))
+
+
+def stored_array(path: Path, stored: Any, name: str) -> ArrayRows:
+    """One array of an open archive as rows; DataError where it has no first axis."""
+    with stored.zip.open(f"{name}.npy") as file:
+        shape, in_fortran_order, dtype = array_header(file)
+    if not shape or min(shape) < 0:
+        raise DataError(f"{path} {name}", got=f"shape {list(shape)}", expected="at least one row")
+    # No row of such an array lies in one piece, so only this kind is held whole.
+    images = array_of(stored, name) if in_fortran_order else None
+    return ArrayRows(path=path, shape=shape, dtype=dtype, images=images, name=name)
+
+
+def companions_from_npz(path: Path, stored: Any, columns: ColumnNames, total: int) -> dict[str, Any]:
+    """Ids, labels and carried arrays of an archive, fields of `ArrayRows`; DataError where they do not fit."""
+    ids, labels = (
+        None if key is None else array_of(stored, key) for key in (columns.id_column, columns.label_column)
+    )
+    kept = {key: array_of(stored, key) for key in columns.keep_columns}
     for key, column in kept.items():
         if column.shape != (total,):
             got = f"shape {list(column.shape)}"
             raise DataError(f"{path} {key}", got=got, expected=f"[{total}], one per row")
         if column.dtype.kind not in "biufUSM":
             raise DataError(f"{path} {key}", got=f"dtype {column.dtype}", expected="numbers, text or dates")
-    return ArrayRows(
-        path=path,
-        shape=shape,
-        dtype=dtype,
-        images=images,
-        name=name,
-        ids=None if ids is None else plain_ids(f"{path}", ids, total),
-        labels=labels,
-        kept=kept,
-    )
+    known = None if ids is None else plain_ids(f"{path}", ids, total)
+    return {"ids": known, "labels": labels, "kept": kept}
 
 
 def _check_fit(path: Path, info: ModelInfo, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, InputError, first_few
 from orchestrator.files import irregular_kind
-from orchestrator.spec.served_model import AnyRows, ModelInfo, ready_rows, rows_at
+from orchestrator.spec.rows import AnyRows, ready_rows, rows_at
+from orchestrator.spec.served_model import ModelInfo
 
 Rows = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]

@@ -9,7 +9,8 @@ import numpy as np
 
 from orchestrator.errors import DataError, shown
 from orchestrator.rows.blocks import ColumnNames, RefusedRow, RowBlock, Rows
-from orchestrator.spec.served_model import AnyRows, ModelInfo, TensorInfo, numpy_dtype
+from orchestrator.spec.rows import AnyRows, numpy_dtype, stacked
+from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
 # Names of columns with text and with rows that are looked for where the caller names none.
 USUAL_TEXT = ("text", "sentence")
@@ -247,14 +248,3 @@ def _row(cells: Any, tensors: Sequence[TensorColumns]) -> list[Rows]:
         rows.append(one.row(cells[start:stop]))
         start = stop
     return rows
-
-
-def stacked(rows: Sequence[Rows]) -> Rows:
-    """Rows (*dims) as one array (n, *dims); of different lengths as (n,) objects that are arrays."""
-    if not rows:
-        return np.zeros((0,))
-    if len({row.shape for row in rows}) == 1:
-        return np.stack(rows)
-    ragged = np.empty(len(rows), object)
-    ragged[:] = rows
-    return ragged

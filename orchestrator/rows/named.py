@@ -15,7 +15,8 @@ from orchestrator.rows.cells import CsvText, TensorColumns, block_of_cells, form
 from orchestrator.rows.digits import digit_image
 from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, picture_bytes
 from orchestrator.rows.tables import TABLE_ENDINGS, json_record, table_rows
-from orchestrator.spec.served_model import AnyRows, ModelInfo, input_tensor
+from orchestrator.spec.rows import AnyRows
+from orchestrator.spec.served_model import ModelInfo, input_tensor
 
 # Letters of a row's name in tables and errors; text may have any number.
 NAME = 60

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from orchestrator.errors import DataError
-from orchestrator.rows.arrays import array_from_path, digits_array
+from orchestrator.rows.arrays import ArrayRows, array_from_path, digits_array
 from orchestrator.rows.blocks import (
     ColumnNames,
     RowSource,
@@ -14,6 +14,7 @@ from orchestrator.rows.blocks import (
 )
 from orchestrator.rows.labels import MemberClasses
 from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, folder_source
+from orchestrator.rows.several import needs_several, several_from_path
 from orchestrator.rows.tables import TABLE_ENDINGS, table_rows, table_source
 from orchestrator.spec.served_model import ModelInfo
 
@@ -63,7 +64,7 @@ def row_source(
         raise DataError("data source", got=got, expected=expected)
     if not path.is_file():
         raise DataError(f"data source {path}", got="no such file")
-    return array_from_path(path, info, columns).source(classes)
+    return _arrays(path, info, columns).source(classes)
 
 
 def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
@@ -87,7 +88,14 @@ def stored_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pictu
     if path.suffix not in (".npy", ".npz"):
         got = f"a name ending in {path.suffix or 'nothing'}"
         raise DataError(f"{path}", got=got, expected=".npy, .npz, .parquet, .csv, .tsv or .jsonl")
-    return array_from_path(path, info, columns).stored()
+    return _arrays(path, info, columns).stored()
+
+
+def _arrays(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
+    if columns.columns:
+        raise DataError(f"{path}", got="`columns`", expected="a table", fix="stack the columns to one array")
+    read = several_from_path if needs_several(path, info) else array_from_path
+    return read(path, info, columns)
 
 
 def is_parquet(path: Path) -> bool:

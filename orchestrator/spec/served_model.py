@@ -5,18 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from orchestrator.errors import InputError, ServerFaultError
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.output_kind import OUTPUT_KINDS, PARAMETER, SCORE_DTYPES
-from orchestrator.spec.request import INPUT_DTYPES
 from orchestrator.spec.triton import stated_instances
-
-Array = npt.NDArray[Any]
-# Rows of one tensor, of several by their names, or texts.
-AnyRows = Array | Mapping[str, Array] | Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,94 +165,6 @@ def wanted_outputs(info: ModelInfo) -> tuple[str, ...] | None:
     rest = ANSWER_COLUMNS if scores == "probabilities" else ()
     wanted = tuple(t.name for t in info.outputs if t.name == scores or t.name in rest)
     return None if len(wanted) == len(info.outputs) else wanted
-
-
-def ready_rows(info: ModelInfo, rows: AnyRows) -> dict[str, Array]:
-    """The tensors of some rows as requests carry them, by name in the model's order; text as UTF-8 bytes.
-
-    Args:
-        info: the model that is asked.
-        rows: of a model with one input (n, *dims), of one that takes a text per row also (n,) or a list of texts;
-            else a mapping from the name of each input to such an array.
-
-    Raises:
-        InputError: a tensor is missing or not the model's, is of another dtype, rank or size, holds no text where
-            it should, has another number of rows than the first, or none.
-    """
-    given = rows if isinstance(rows, Mapping) else {input_tensor(info).name: rows}
-    names = [tensor.name for tensor in info.inputs]
-    if sorted(given) != sorted(names):
-        got, expected = f"tensors {', '.join(given) or 'none'}", ", ".join(names) or "none"
-        raise InputError(f"inputs of model {info.name}", got=got, expected=expected)
-    ready = {tensor.name: _ready(info, tensor, given[tensor.name]) for tensor in info.inputs}
-    counts = {name: len(array) for name, array in ready.items()}
-    if len(set(counts.values())) > 1:
-        got = ", ".join(f"{count} rows in {name}" for name, count in counts.items())
-        raise InputError(f"inputs of model {info.name}", got=got, expected="the same number in each")
-    return ready
-
-
-def _ready(info: ModelInfo, tensor: TensorInfo, rows: Any) -> Array:
-    what = f"input {tensor.name} of model {info.name}"
-    if tensor.shape[:1] != (-1,):
-        what = f"model {info.name} input {tensor.name}"
-        raise InputError(what, got=f"shape {list(tensor.shape)}", expected="a free batch axis")
-    array = text_rows(what, rows) if tensor.is_text else np.asarray(rows)
-    dtype = numpy_dtype(tensor, what)
-    expected = f"[n, {', '.join('any' if size < 0 else str(size) for size in tensor.shape[1:])}]"
-    if array.dtype != dtype:
-        expected = f"{dtype} ({tensor.dtype})"
-        raise InputError(
-            what, got=f"dtype {array.dtype}", expected=expected, fix=f"convert with .astype('{dtype}')"
-        )
-    if tensor.is_text and array.ndim == 1 and tensor.shape[1:] in ((1,), (-1,)):
-        array = array[:, None]
-    if array.ndim != len(tensor.shape):
-        fix = "add the batch axis with rows[None]" if array.ndim == len(tensor.shape) - 1 else None
-        raise InputError(what, got=f"rank {array.ndim}, shape {list(array.shape)}", expected=expected, fix=fix)
-    pairs = zip(array.shape[1:], tensor.shape[1:], strict=True)
-    if any(size not in (got, -1) for got, size in pairs):
-        raise InputError(what, got=f"shape {list(array.shape)}", expected=expected)
-    if len(array) == 0:
-        raise InputError(what, got="an empty batch", expected="at least one row")
-    return array
-
-
-def numpy_dtype(tensor: TensorInfo, what: str) -> np.dtype[Any]:
-    """The dtype of a tensor's arrays, object for text; InputError, naming it, where numpy has none."""
-    name = "object" if tensor.is_text else INPUT_DTYPES.get(tensor.dtype)
-    if name is None:
-        raise InputError(what, got=f"dtype {tensor.dtype}", expected="a model input of numbers or text")
-    return np.dtype(name)
-
-
-def text_rows(what: str, rows: Any) -> Array:
-    """Text as object array of bytes, from text or bytes of any shape; bytes stay as they are.
-
-    Raises InputError, naming what is read and the first row, for a value that is neither, or half a character.
-    """
-    if isinstance(rows, np.ndarray):
-        shape, values = rows.shape, rows.ravel().tolist()
-    else:
-        # numpy would cut zeros off the end of each text.
-        shape, values = (len(rows),), list(rows)
-    array = np.empty(len(values), object)
-    for index, value in enumerate(values):
-        try:
-            array[index] = value if type(value) is bytes else str.encode(value)
-        except (TypeError, UnicodeEncodeError) as error:
-            is_text = isinstance(error, UnicodeEncodeError)
-            got = "half a character (a lone surrogate)" if is_text else type(value).__name__
-            row = index * shape[0] // len(values)
-            raise InputError(f"{what} row {row}", got=got, expected="text") from error
-    return array.reshape(shape)
-
-
-def rows_at(rows: AnyRows, where: Any) -> Any:
-    """The rows at some places, an index or a slice, of every tensor."""
-    if isinstance(rows, Mapping):
-        return {name: array[where] for name, array in rows.items()}
-    return np.asarray(rows)[where]
 
 
 def chunks(rows: int, limit: int) -> list[slice]:

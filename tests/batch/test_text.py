@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.batch.fixtures import Batching, batching_in
-from tests.fakes.kserve import FakeModel, Slot, cascade_answer, images, text_cascade
+from tests.fakes.kserve import FakeModel, Slot, cascade_answer, images, text_cascade, texts_of
 
 TEXTS = ["", "a", 'with "quotes", and\nlines', "\N{GRINNING FACE}", "z" * 25]
 
@@ -14,7 +14,7 @@ TEXTS = ["", "a", 'with "quotes", and\nlines', "\N{GRINNING FACE}", "z" * 25]
 @pytest.fixture
 def job(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with batching_in(tmp_path, capsys) as job:
-        job.fake.models = [*job.fake.models, text_cascade(max_batch_size=2), features()]
+        job.fake.models = [*job.fake.models, text_cascade(max_batch_size=2), features(), several()]
         yield job
 
 
@@ -24,6 +24,19 @@ def features() -> FakeModel:
         "table",
         inputs=(Slot("features", "FP32", (3,)),),
         answer=lambda rows, parameters: cascade_answer(images(rows.sum(axis=1).astype(int)), parameters),
+    )
+
+
+def several() -> FakeModel:
+    """Answers by the length of the text and the sum of the numbers; counts of both must agree."""
+
+    def answer(rows: dict[str, np.ndarray], parameters: dict) -> dict[str, np.ndarray]:
+        sums = rows["input_ids"].sum(axis=1)
+        keys = [len(text) + total for text, total in zip(texts_of(rows["text"]), sums, strict=True)]
+        return cascade_answer(images(keys), parameters)
+
+    return text_cascade(
+        "both", inputs=(Slot("text", "BYTES", (1,)), Slot("input_ids", "INT64", (-1,))), answer=answer
     )
 
 
@@ -59,3 +72,18 @@ def test_texts_of_an_archive_are_rows(job: Batching) -> None:
     job.save("in.npz", text=np.array(TEXTS))
     job.batch("in.npz", "out.npz", model="reviews")
     assert job.answers()["label"] == [len(text.encode()) % 10 for text in TEXTS]
+
+
+def test_rows_of_several_tensors_and_of_any_length_are_answered_in_order(job: Batching) -> None:
+    ids = [[1], [2, 3], [], [4], [1, 1, 1]]
+    job.parquet(text=TEXTS, input_ids=ids)
+    values, offsets = np.array([one for row in ids for one in row]), np.cumsum([0, *map(len, ids)])
+    job.save("in.npz", text=np.array(TEXTS), **{"input_ids.values": values, "input_ids.offsets": offsets})
+    expected = [(len(text.encode()) + sum(row)) % 10 for text, row in zip(TEXTS, ids, strict=True)]
+    for source in ("in.parquet", "in.npz"):
+        job.batch(source, "out.npz", model="both")
+        assert job.answers()["label"] == expected
+    # Rows of one length go together, and none is padded.
+    assert sorted(call.rows["input_ids"].shape for call in job.fake.calls) == sorted(
+        [(2, 1), (1, 2), (1, 0), (1, 3)] * 2
+    )

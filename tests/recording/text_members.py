@@ -49,3 +49,20 @@ def write_numbers_member(repository: Path, name: str = "table") -> None:
         {"features": ["n", 3]}, {"logits": ["n", 2]}, {"weights": weights}, ir=8,
     )  # fmt: skip
     _write(repository, name, model, (TensorSpec(name="features", dtype="FP32", dims=(3,)),), 6)
+
+
+def write_tokens_member(repository: Path, name: str = "tokens") -> None:
+    """Class 1 where the token ids that the mask shows add up to more than 10, of rows of any length."""
+    nodes = [
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["shown"]),
+        helper.make_node("ReduceSum", ["shown", "axis"], ["sum"], keepdims=1),
+        helper.make_node("Cast", ["sum"], ["score"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["score", "ten"], ["more"]),
+        helper.make_node("Neg", ["more"], ["less"]),
+        helper.make_node("Concat", ["less", "more"], ["logits"], axis=1),
+    ]
+    ids = (TensorProto.INT64, ["n", "length"])
+    weights = {"axis": np.array([1]), "ten": np.float32(10)}
+    model = model_of(nodes, {"input_ids": ids, "attention_mask": ids}, {"logits": ["n", 2]}, weights, ir=8)
+    names = ("input_ids", "attention_mask")
+    _write(repository, name, model, tuple(TensorSpec(name=one, dtype="INT64", dims=(-1,)) for one in names), 100)

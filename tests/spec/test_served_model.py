@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import InputError, ServerFaultError
+from orchestrator.spec.rows import ready_rows
 from orchestrator.spec.served_model import (
     ModelInfo,
     chunks,
     input_tensor,
     model_from_json,
-    ready_rows,
     scores_output,
     wanted_outputs,
 )
