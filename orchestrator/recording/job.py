@@ -361,7 +361,9 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions) -> di
     seen = {name: evidence_of(shards.outputs(name)) for name in pool.names}
     meta = meta_of(pool, source, data=options.data, sha256=sha256, skipped=skipped, seen=seen)
     for about in meta["members"].values():
-        if about.get("input", {}).get("dims", ()).count(-1) > 1:
+        said = about.get("input", {"dims": [], "dtype": ""})
+        are_tokens = len(said["dims"]) == 1 and said["dtype"].startswith("INT")
+        if -1 in said["dims"] and not are_tokens:
             # A member that takes rows of any shape: the plan needs to know which ones it was asked about.
             first = next(iter(source.pieces(task.wanted, int(kept[0]), 1))).load().rows
             about["input"]["dims"] = list(np.shape(cast(Any, first))[1:])
