@@ -8,8 +8,8 @@ import sys
 from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
-MOST_MODULES = 260
-MOST_LINES = 52_200
+MOST_MODULES = 263
+MOST_LINES = 52_600
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:
