@@ -21,6 +21,7 @@ from export.cost.lengths import FITTED, length_of
 from export.images import preprocess_only, with_preprocess
 from export.members import EXTERNAL_OVER_BYTES, MODEL_FILE, PackedModel
 from export.output import (
+    AUTO,
     ObservedReference,
     label_options,
     output_kind_of,
@@ -127,7 +128,7 @@ def export_member(
     if plan.options.labels is not None:
         loaded = dataclasses.replace(loaded, labels=plan.options.labels)
     tensors = tuple(kind.spec for kind in loaded.kinds)
-    tensor = TensorSpec(name="image", dtype=loaded.dtype, dims=loaded.dims)
+    tensor = TensorSpec(name=loaded.input_name, dtype=loaded.dtype, dims=loaded.dims)
     if loaded.processing is not None:
         image_px = plan.image_px or loaded.processing.image_px()
         assert image_px is not None
@@ -177,6 +178,8 @@ def _made_up(loaded: LoadedModel, tensor: TensorSpec, n: int, *, seed: int) -> A
     """Made-up rows of a member's only tensor, or of all of them."""
     if loaded.kinds:
         return made_up_rows(loaded.kinds, n, longest=loaded.longest, seed=seed)
+    if loaded.rows is not None:
+        return loaded.rows(n, seed)
     return varied_rows(tensor, n, seed=seed)
 
 
@@ -226,8 +229,11 @@ def _manifest(
         # First: where padding moves the answers, no comparison in batches can hold.
         progress("comparing rows with padding and without")
         lengths = length_parity(stored.path, original_of(loaded, tensor), loaded, rows, subject=subject)
-    parity = parity_of(stored.path, original, rows, min_rows=least, progress=progress).as_json() | lengths
-    kind = output_kind_of(model, original.evidence, asked=asked.output_kind, subject=subject)
+    parity = parity_of(
+        stored.path, original, rows, input_name=tensor.name, min_rows=least, progress=progress
+    ).as_json()
+    parity |= lengths
+    kind = output_kind_of(model, original.evidence, asked=_stated_kind(asked, loaded), subject=subject)
     ask = original_of(loaded, tensor)
     proofs = prove_model(subject, stored.path, ask, rows, versions=plan.runtimes, progress=progress)
     length = _length(model, loaded, given=asked.macs)
@@ -274,6 +280,11 @@ def _length(model: onnx.ModelProto, loaded: LoadedModel, *, given: float | None)
     return length_of(model, loaded.kinds, longest=loaded.longest)
 
 
+def _stated_kind(asked: ExportOptions, loaded: LoadedModel) -> str:
+    """What the user says of the scores, else what the source says."""
+    return loaded.output_kind if asked.output_kind == AUTO else asked.output_kind
+
+
 def _cost(
     model: onnx.ModelProto,
     loaded: LoadedModel,
@@ -290,6 +301,8 @@ def _cost(
             return given, 0.0, "given with --macs"
         alone = preprocess_only(loaded.processing, height_px=tensor.dims[1], width_px=tensor.dims[2])
         return given, preprocess_macs_per_row(alone), "given with --macs"
+    if loaded.macs is not None:
+        return loaded.macs, 0.0, loaded.macs_counter
     try:
         return macs_per_row(model), preprocess_macs_per_row(model), COUNTER
     except ExportError as error:

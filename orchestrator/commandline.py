@@ -47,6 +47,7 @@ EXTRAS = {
     "batch": ("pyarrow",),
     "serve": ("pytriton",),
     "export": ("torch", "transformers", "onnxscript", "safetensors"),
+    "tabular": ("skl2onnx", "onnxmltools", "lightgbm", "xgboost"),
     "perf": ("pandas", "psutil", "prometheus_client", "cpuinfo", "pynvml"),
 }
 # Both typer's own and click's exceptions, whichever the installed typer uses, have this base two steps up.

@@ -8,6 +8,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from orchestrator.commandline import EXTRAS
 from orchestrator.errors import DataError, ExportError
 
 T = TypeVar("T", int, float)
@@ -32,7 +33,9 @@ def needs(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        fix = "run `make setup`, or pip install 'committee[export]'"
+        module = str(error.name).partition(".")[0]
+        extra = next((extra for extra, modules in EXTRAS.items() if module in modules), "export")
+        fix = f"run `make setup`, or pip install 'committee[{extra}]'"
         raise ExportError(what, got=f"no package {error.name}", expected="it installed", fix=fix) from error
 
 

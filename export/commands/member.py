@@ -28,7 +28,8 @@ def member(
         Argument(
             metavar="SOURCE...",
             help="hf:<hub id or folder>, timm:<name>, torchvision:<name>, torch:<module>:<callable>, onnx:<path>, "
-            "or a name of `python -m export zoo`. NAME=SOURCE names the member.",
+            "sklearn:<file of joblib>, lightgbm:<file>, xgboost:<file>, or a name of `python -m export zoo`. "
+            "NAME=SOURCE names the member.",
             show_default=False,
         ),
     ],
@@ -139,6 +140,7 @@ def member(
         python -m export member torch:my_package.nets:make --weights net.safetensors --dims 3,32,32
         python -m export member hf:./my_text_model --max-length 128
         python -m export member onnx:text.onnx --input ids=input_ids --input mask=attention_mask --max-length 256
+        python -m export member sklearn:pipeline.joblib xgboost:trees.json
     """
     with needs("export member"):
         # Optional packages, and slow to import.

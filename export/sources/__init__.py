@@ -93,6 +93,11 @@ class LoadedModel:
     dtype: str = "FP32"  # Triton dtype of that input
     kinds: tuple[TensorKind, ...] = ()  # its tensors, where it takes several, or rows whose length varies
     longest: int = 1  # most positions of such a row
+    input_name: str = "image"  # of that input
+    rows: Callable[[int, int], Rows] | None = None  # (n, seed) -> rows like its own; None where any will do
+    output_kind: str = "auto"  # what its scores are, where the source says; else the export finds out
+    macs: float | None = None  # per row, where its graph does not say and the source does
+    macs_counter: str = ""  # what counted them
     processing: Processing | None = None  # from a uint8 image to that input; None where it is taken as it is
     own_processor: Callable[[Rows], Rows] | None = None  # uint8 (n, c, H, W) -> float32 (n, c, h, w)
     own_processor_name: str = ""  # what it is
@@ -147,6 +152,9 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "torchvision": ("torchvision:<name>", "torch_networks", "identify_torchvision"),
     "torch": ("torch:<module>:<callable>", "torch_networks", "identify_callable"),
     "onnx": ("onnx:<path>", "onnx_file", "identify_onnx"),
+    "sklearn": ("sklearn:<file of joblib>", "tabular", "identify_sklearn"),
+    "lightgbm": ("lightgbm:<file of save_model>", "tabular", "identify_lightgbm"),
+    "xgboost": ("xgboost:<file of save_model>", "tabular", "identify_xgboost"),
 }
 
 

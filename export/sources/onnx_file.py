@@ -51,7 +51,7 @@ def identify_onnx(what: str, options: ExportOptions) -> SourceRef:
         text=subject,
         name=member_name(path.name),
         files=hashes,
-        load=lambda: _load(path, subject, options),
+        load=lambda: load_onnx(path, subject, options, output_name=options.output_name),
         image_px=options.image_px,
     )
 
@@ -83,11 +83,12 @@ def _external(model: onnx.ModelProto, path: Path, subject: str) -> list[Path]:
     return files
 
 
-def _load(path: Path, subject: str, options: ExportOptions) -> LoadedModel:
+def load_onnx(path: Path, subject: str, options: ExportOptions, *, output_name: str | None) -> LoadedModel:
+    """The model of a file, whose scores are the output of that name; None where it has only one, or says which."""
     if options.random_weights:
         raise ExportError(subject, got="`random_weights`", expected="the weights of the file", fix="leave it out")
     model, session = _whole(path, subject)
-    output = tensors.output_of(model, session.get_outputs(), options.output_name, subject)
+    output = tensors.output_of(model, session.get_outputs(), output_name, subject)
     if takes_several(model, options):
         return _load_several(model, session, output, options, subject)
     source = tensors.input_of(model, options, subject)
