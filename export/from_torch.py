@@ -1,10 +1,12 @@
 """A framework model as an ONNX model with a dynamic batch axis."""
 
+import contextlib
 import inspect
+import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +38,10 @@ def onnx_from_torch(
         ExportError: the exporter cannot put the model into a graph.
     """
     tensors = example if isinstance(example, Mapping) else {input_name: example}
-    # The exporter logs every optional operator set that is not installed.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    # It logs as errors what it then handles, and raises the rest.
-    logging.getLogger("torch.export").setLevel(logging.CRITICAL)
-    # It logs what it does not fold.
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="committee-export-") as folder:
         # Through a file: a model over 2 GB cannot be serialised in one piece, and its checker wants a path.
         path = Path(folder) / "model.onnx"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             program = _exported(model, tensors, varying, output_name)
             size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
             program.save(str(path), external_data=size > EXTERNAL_OVER_BYTES)
@@ -58,6 +53,19 @@ def onnx_from_torch(
         _strip_notes(proto)
         onnx.checker.check_model(str(path), full_check=True)
     return proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter: it logs what it then handles or raises, and prints graphs that it cannot follow."""
+    before, nowhere = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def require_answer(model: nn.Module, *example: torch.Tensor) -> None:
@@ -72,7 +80,7 @@ def require_answer(model: nn.Module, *example: torch.Tensor) -> None:
             "the network",
             got=f"{type(error).__name__}: {first_line(error)}",
             expected=f"an answer to rows of {' and '.join(shapes)}",
-            fix="choose another `resolution_px` or `dims`",
+            fix="choose another `resolution_px` or `dims`" if len(example) == 1 else None,
         ) from error
     if not isinstance(said, torch.Tensor) or said.ndim != 2 or len(said) != len(example[0]):
         got = f"shape {list(said.shape)}" if isinstance(said, torch.Tensor) else type(said).__name__
