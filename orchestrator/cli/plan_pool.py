@@ -89,8 +89,8 @@ def pool_from_records(records: Records, repository: Path, *, name: str, cost: Pa
             one = manifests[member]
             said = {"output": one.output.name, **{key: getattr(one, key) for key in FROM_MANIFEST}}
         members.append(recorded_member(member, records, said, cost=costs[member], max_batch_size=size))
-    first = next(iter(manifests.values()), None)
-    takes = UNKNOWN_INPUT if first is None else _input(first)
+    dense = manifests and all(one.takes_one_dense_tensor for one in manifests.values())
+    takes = _input(next(iter(manifests.values()))) if dense else UNKNOWN_INPUT
     spec = adopted_spec(pool_spec(members, records, name=name, cost_unit=unit, takes=takes), facts)
     spec = dataclasses.replace(spec, labels=_class_names(spec.members, records, repository))
     return MemberPool(

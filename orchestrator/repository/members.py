@@ -32,14 +32,24 @@ from orchestrator.repository.index import (
     readable_config,
     versions_served,
 )
-from orchestrator.spec import CascadeSpec, Derived, FusedPrefix, InputSpec, Manifest, Member, manifest_from_path
+from orchestrator.spec import (
+    CascadeSpec,
+    Derived,
+    FusedPrefix,
+    InputSpec,
+    Manifest,
+    Member,
+    RowLength,
+    manifest_from_path,
+)
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
 from orchestrator.spec.manifest import MANIFEST, Tensor
 from orchestrator.spec.output_kind import SCORE_DTYPES
 from orchestrator.spec.planned_models import data_files_of
-from orchestrator.spec.request import INPUT_DTYPES
+from orchestrator.spec.request import INPUT_DTYPES, TEXT
 from orchestrator.spec.served_model import listed_tensors
 from orchestrator.spec.triton import BACKEND_OF_FILE, COMPLETED_BATCH, stated_instances, usual_file, versions_in
+from orchestrator.spec.validation import MOST_SIZE
 
 Tensors = dict[str, Tensor]
 # (shape in a configuration, shape in a file) -> whether they agree
@@ -99,6 +109,8 @@ class MemberFacts:
     max_batch_size: int | None
     # how many requests it runs at once; None where its configuration leaves that to the server
     instances: int | None
+    # of rows whose length varies; None where no manifest says
+    length: RowLength | None = None
 
     def scores(self, classes: int) -> list[str]:
         """Names of outputs that may hold k class scores; those of unknown size only if no size fits exactly."""
@@ -176,6 +188,7 @@ def facts_of_manifest(manifest: Manifest) -> MemberFacts:
         outputs={manifest.output.name: manifest.output},
         max_batch_size=manifest.max_batch_size,
         instances=None,
+        length=manifest.length,
     )
 
 
@@ -185,10 +198,11 @@ def adopted_spec(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> Cascade
     Members that are not in `facts` stay as they are.
 
     Raises:
-        RepositoryError: a member's output is unknown, and none of its outputs, or several, may be the one.
+        RepositoryError: a member's output is unknown, and none of its outputs, or several, may be the one; members
+            take unlike tensors of one name.
     """
     if UNKNOWN_INPUT in spec.inputs:
-        spec = dataclasses.replace(spec, inputs=(_input_of(facts.values()),))
+        spec = dataclasses.replace(spec, inputs=_inputs_of(facts))
     return spec.with_members(lambda one: _adopted(one, facts[one.name], spec) if one.name in facts else one)
 
 
@@ -206,6 +220,57 @@ def require_known_input(spec: CascadeSpec, facts: Mapping[str, MemberFacts]) -> 
         got = f"members that take rows of any shape ({listed})"
         fix = 'write them there, such as "inputs": [{"name": "x", "dtype": "FP32", "dims": [4]}]'
         raise RepositoryError(f"plan {spec.name}, input", got=got, expected="fixed dims in cascade.json", fix=fix)
+
+
+def _inputs_of(facts: Mapping[str, MemberFacts]) -> tuple[InputSpec, ...]:
+    """What requests bring: everything that members take, or the only input of members with one of fixed shape."""
+    tensors = {name: one.inputs or {} for name, one in facts.items()}
+    is_several = any(len(one) > 1 or TEXT in {tensor.dtype for tensor in one.values()} for one in tensors.values())
+    if not is_several and all(one.length is None for one in facts.values()):
+        return (_input_of(facts.values()),)
+    found: dict[str, dict[str, InputSpec]] = {}
+    try:
+        for member, one in facts.items():
+            for tensor in tensors[member].values():
+                found.setdefault(tensor.name, {})[member] = _as_input(tensor, one.length)
+    except SpecError:
+        # Tensors that no request can bring, such as of two free sizes: the plan's author has to say more.
+        return (UNKNOWN_INPUT,)
+    return tuple(_common_input(name, specs) for name, specs in found.items())
+
+
+# The first of the lengths that rows are grouped by; each next one is twice as long.
+_LEAST_BUCKET = 32
+
+
+def _as_input(tensor: Tensor, length: RowLength | None) -> InputSpec:
+    """A member's tensor as an input; rows longer than the member takes are refused."""
+    spec = InputSpec(name=tensor.name, dtype=tensor.dtype, dims=tensor.dims)
+    if length is None or tensor.name not in length.pad:
+        return spec
+    doubled = (_LEAST_BUCKET << power for power in range(length.longest.bit_length()))
+    below = (size for size in doubled if size < length.longest)
+    return dataclasses.replace(spec, pad=length.pad[tensor.name], buckets=(*below, length.longest))
+
+
+def _common_input(name: str, specs: Mapping[str, InputSpec]) -> InputSpec:
+    """One input for all members that take a tensor of that name, as long as each of them takes.
+
+    Raises:
+        RepositoryError: their tensors differ in more than the longest row.
+    """
+    said = {member: _in_words(one) for member, one in specs.items()}
+    if len(set(said.values())) > 1:
+        got = ", ".join(f"{text} for {member}" for member, text in said.items())
+        expected = "the same for every member that reads it"
+        fix = "give one of them another name with `python -m export member --input THEIRS=OURS`"
+        raise RepositoryError(f"input {name}", got=got, expected=expected, fix=fix)
+    return min(specs.values(), key=lambda one: one.buckets[-1:] or (MOST_SIZE,))
+
+
+def _in_words(spec: InputSpec) -> str:
+    padded = "" if spec.length_axis is None else f" padded with {spec.pad:g}"
+    return f"{spec.dtype} {list(spec.dims)}{padded}"
 
 
 def _input_of(known: Iterable[MemberFacts]) -> InputSpec:

@@ -10,10 +10,10 @@ import pytest
 from orchestrator.__main__ import run
 from orchestrator.repository.check import check
 from orchestrator.repository.members import UNKNOWN_INPUT
-from orchestrator.spec import CascadeSpec, cascade_from_path
+from orchestrator.spec import CascadeSpec, RowLength, cascade_from_path
 from tests.cli.planning import one_line, plan, write_made
 from tests.planner.builders import made_records
-from tests.repository.builders import linear_model, snapshot
+from tests.repository.builders import TOKENS, add_member, linear_model, snapshot, token_model
 
 SCORES = made_records(0, rows=300).outputs["a"]
 
@@ -253,3 +253,37 @@ def test_rows_of_any_shape_have_that_of_the_recorded_ones(tmp_path: Path) -> Non
     # Of another shape than the configuration allows: that is another model.
     told["input"]["dims"] = [7, 5]
     assert imposed_plan(tmp_path, meta={"a": told}).input == UNKNOWN_INPUT
+
+
+def add_token_member(repository: Path, name: str, *, pad: int = 0, longest: int = 100, **changes: Any) -> None:
+    length = RowLength(
+        longest=longest, pad={"input_ids": pad, "attention_mask": 0}, macs_at=9, macs_coefficients=(0, 1, 0)
+    )
+    add_member(repository, name, model=token_model(1), inputs=TOKENS, length=length, **changes)
+
+
+def test_members_of_tokens_and_of_numbers_bring_all_that_they_take(tmp_path: Path) -> None:
+    for name, longest in (("a", 100), ("b", 64)):
+        add_token_member(tmp_path / "models", name, longest=longest)
+    add_member(tmp_path / "models", "c")
+    spec = imposed_plan(tmp_path)
+    ids, mask, x = spec.inputs
+    assert (ids.name, ids.dtype, ids.dims, ids.pad, ids.buckets) == ("input_ids", "INT64", (-1,), 0, (32, 64))
+    assert (mask.name, mask.buckets, x.name, x.dims) == ("attention_mask", (32, 64), "x", (4,))
+    assert {one.name: spec.tensors_of(one) for one in spec.members} == {
+        name: {"x": "x"} if name == "c" else {"input_ids": "input_ids", "attention_mask": "attention_mask"}
+        for name in "abc"
+    }
+    assert run(["render", str(tmp_path / "plan.json"), "--repository", str(tmp_path / "models")]) == 0
+    assert check(tmp_path / "models")
+
+
+def test_members_that_pad_one_tensor_differently_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_token_member(tmp_path / "models", "a")
+    add_token_member(tmp_path / "models", "b", pad=1)
+    imposed_plan(tmp_path, code=2)
+    said = one_line(capsys)
+    assert "input input_ids: got INT64 [-1] padded with 0 for a, INT64 [-1] padded with 1 for b" in said
+    assert "--input THEIRS=OURS" in said
