@@ -16,6 +16,8 @@ E = TypeVar("E", bound="CommitteeError")
 LISTED = 5
 # Letters of a value that an error shows.
 SHOWN = 200
+# Letters of an error that a client gets: gRPC ends a connection whose error has more than 16 KiB.
+SENT = 2000
 # Control characters, which a terminal would obey, and halves of characters, which no stream takes.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -46,12 +48,20 @@ def first_line(error: BaseException, *, most: int = 300) -> str:
 def for_clients(text: str) -> str:
     """An error of a server's code in one line, without its traceback and the folders of that machine.
 
-    Of a traceback the last line stays, which says what went wrong; of a path the file's name.
+    Of a traceback the last line stays, which says what went wrong; of a path the file's name; of a long text its
+    beginning.
     """
+    if len(text) > 20 * SENT:  # an error may quote the whole input
+        text = f"{text[: 10 * SENT]} ... {text[-10 * SENT :]}"
     head, found, trace = text.split(_TRITON_TRACEBACK, 1)[0].partition(_PYTHON_TRACEBACK)
     last = trace.strip().splitlines()[-1:] if found else []
     line = " ".join(" ".join([head, *last]).split())
-    return _PATH.sub(r"\1", _QUOTED_PATH.sub(r"\1\2\1", line))
+    return sent(_PATH.sub(r"\1", _QUOTED_PATH.sub(r"\1\2\1", line)))
+
+
+def sent(text: str) -> str:
+    """A text as an error carries it to a client, cut off where it is long."""
+    return text if len(text) <= SENT else f"{text[:SENT]}..."
 
 
 def shown(value: object, *, most: int = SHOWN) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.errors import for_clients, repeated
+from orchestrator.errors import SENT, for_clients, repeated, sent
 
 FRAME = 'File "/srv/models/a/1/model.py", line 3, in execute'
 
@@ -40,3 +40,12 @@ def test_repeated_names_are_found_with_few_comparisons() -> None:
     assert repeated(names) == ["30", "7"]
     assert compared < 2 * len(names)
     assert repeated([]) == []
+
+
+def test_an_error_that_quotes_a_whole_input_is_cut_off() -> None:
+    assert sent("x" * SENT) == "x" * SENT
+    said = for_clients(
+        "no such word: " + "x" * 10_000_000 + "\nTraceback (most recent call last):\n  a\nValueError: b"
+    )
+    assert said.startswith("no such word: xxx")
+    assert len(said) <= SENT + 3

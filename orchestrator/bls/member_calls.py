@@ -21,7 +21,7 @@ from orchestrator.bls.input_buffer import Buckets
 from orchestrator.bls.metrics import Counters
 from orchestrator.bls.pieces import EVERY_ROW, Errors, Gate, Helpers, MemberOutputs, Owners, Refusal, StageCall
 from orchestrator.bls.rows import AnyRows, Rows, RowTensors, padded
-from orchestrator.errors import for_clients
+from orchestrator.errors import SENT, for_clients
 from orchestrator.spec import CascadeSpec, FusedPrefix
 from orchestrator.spec.triton import ANY_VERSION
 
@@ -458,7 +458,7 @@ class MemberCalls:
     def _for_clients(self, model: str, said: str) -> str:
         """What clients may read of an error; the log has all of it, once a second and member."""
         text, now_s = for_clients(said), time.monotonic()
-        whole = " ".join(said.split())
+        whole = " ".join(said[: 10 * SENT].split())
         if text != whole and now_s - self._logged_s.get(model, -math.inf) >= 1:
             self._logged_s[model] = now_s
             self.pb.Logger.log_warn(f"committee: {model} failed: {whole}")

@@ -30,7 +30,7 @@ from orchestrator.decision import (
     Policy,
     policy_from_parameters,
 )
-from orchestrator.errors import InputError, for_clients
+from orchestrator.errors import InputError, for_clients, sent
 from orchestrator.probe import LATE_WORDS
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
@@ -345,8 +345,7 @@ class Responder:
 
     def error(self, message: str, code: str) -> Any:
         """A response that carries an error code, by its name in TritonError; the log has faults of ours whole."""
-        if code == INTERNAL:
-            message = for_clients(message)
+        message = for_clients(message) if code == INTERNAL else sent(message)
         try:
             return self._error(message, code)
         except Exception as error:  # for want of memory, say; once more, since the client must hear something
