@@ -162,8 +162,6 @@ class MemberProbes:
                 until_s = math.inf
                 text = "refuses the first request's row, so that it is watched by its files only"
                 self.pb.Logger.log_warn(f"committee: {name} {text}: {said.text}")
-        if said.is_absent:
-            until_s = ended_s  # the cascade answers nothing until it is back
         return Probe(None, said.is_absent, began_s, until_s)
 
 
@@ -318,6 +316,9 @@ class MemberWatch:
         self._reads[model.name] = model.reads
         if wrong is not None:
             self._wrong_at_s[model.name] = now_s
+            if self._probes is not None and model in self._members and not model.is_left_to_stage:
+                # The cascade answers nothing until it is back.
+                self._probes.hurry_until_s[model.name] = now_s + PATIENCE_S
         elif model.has_hash and self._probes is not None:
             wrong = self._answers_differ(model, self._probes)
         if wrong is None:

@@ -5,6 +5,7 @@ The others wait for later stages in the scheduler's table.
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -171,25 +172,36 @@ class CascadeModel:
             text = f"{type(error).__name__}: {error}"
             self._pb.Logger.log_error(f"committee: {text}")
             self._scheduler.pop_all(batch)
-            left = {one.token for one in batch} - {one.token for one, _ in answered}
-            lost = [one for one in self._pending.lost() if one.token in left]
+            sent, own = {one.token for one, _ in answered}, threading.get_ident()
+            # Popped by this thread, or never among those that wait.
+            lost = [one for one in batch if one.token not in sent and one.popped_by in (None, own)]
             answered += [(one, self._responder.error(f"cascade failed: {text}", INTERNAL)) for one in lost]
-        if self.spec.gears is not None:
-            self._scheduler.batch_finished()
+        try:
+            self._note(answered)
+        except Exception as error:  # the answers are there
+            self._pb.Logger.log_error(f"committee: {type(error).__name__}: {error}")
+        return [(one.place, response) for one, response in answered]
+
+    def _note(self, answered: Sequence[Answered]) -> None:
+        """Counts the responses that stage 0 has decided, which are as good as out."""
+        self._pending.answered([one.token for one, _ in answered])
         now_ns = time.monotonic_ns()
         self._metrics.latencies([now_ns - one.arrived_ns for one, _ in answered])
-        self._pending.answered([one.token for one, _ in answered])
-        return [(one.place, response) for one, response in answered]
+        if self.spec.gears is not None:
+            self._scheduler.batch_finished()
 
     def _send(self, reply: Reply) -> None:
         if self._watch.fault is not None and reply.columns is not None:
             reply = Reply(reply.request, None, *self._unavailable())
         self._responder.send(reply)
-        self._pending.answered([reply.request.token])
+        try:
+            self._pending.answered([reply.request.token])
+        except Exception as error:  # raising would have the answer sent again
+            self._pb.Logger.log_error(f"committee: {type(error).__name__}: {error}")
 
     def _unavailable(self) -> tuple[str, str]:
         if self._drain.is_set:
-            return draining_text(self.spec.name, len(self._pending)), UNAVAILABLE
+            return draining_text(self.spec.name, self._pending.held), UNAVAILABLE
         return self._watch.refusal(self._watch.fault or NOT_LOOKED), UNAVAILABLE
 
     def _refuse_all(self, requests: Sequence[Any]) -> list[Any]:

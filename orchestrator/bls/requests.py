@@ -88,7 +88,7 @@ class PendingRequest:
 class PendingRequests:
     """Requests that are not answered yet. Whoever pops one answers it, so each is answered exactly once.
 
-    `add` and `pop` are single operations of a dict, which threads see as a whole, and need no lock. The clock's
+    Every step is a single operation of a dict, which threads see as a whole, and needs no lock. The clock's
     thread walks through the deadlines that are watched: a watched request is popped under the scheduler's lock.
     """
 
@@ -103,6 +103,11 @@ class PendingRequests:
 
     def __len__(self) -> int:
         return len(self._by_token)
+
+    @property
+    def held(self) -> int:
+        """How many are not answered, those included whose answer is on its way."""
+        return len(self._held)
 
     def get(self, token: int) -> PendingRequest | None:
         """The request, if it still waits."""
@@ -342,15 +347,17 @@ class Responder:
         self._looked_at: PendingRequest | None = None
         self._cost = np.float32(spec.stage_costs[0])
         self._constant: dict[int, list[Any]] = {}
+        # For when no other can be built.
+        self._spare = self._error("cascade failed: its error cannot be told; the server's log has it", INTERNAL)
 
     def error(self, message: str, code: str) -> Any:
         """A response that carries an error code, by its name in TritonError; the log has faults of ours whole."""
         message = for_clients(message) if code == INTERNAL else sent(message)
         try:
             return self._error(message, code)
-        except Exception as error:  # for want of memory, say; once more, since the client must hear something
+        except Exception as error:  # for want of memory, say: the client must hear something
             self._pb.Logger.log_error(f"committee: error response: {type(error).__name__}: {error}")
-            return self._error(message, code)
+            return self._spare
 
     def _error(self, message: str, code: str) -> Any:
         number = getattr(self._pb.TritonError, code, self._pb.TritonError.INTERNAL)

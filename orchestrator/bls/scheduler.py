@@ -47,6 +47,8 @@ CANCEL_CHECK_AGE_NS = 250_000_000
 CLOCK_S = 0.1
 CANCEL_CHECKS = 16
 DRAIN_TIMEOUT_S = 30.0
+# What becomes of requests after an error of ours is tried so often, and so long apart.
+MOST_TRIES, TRY_AGAIN_S = 50, 0.1
 
 
 @dataclass(eq=False, slots=True)
@@ -401,7 +403,10 @@ class Workers:
 
     def refuse_all(self, message: str) -> None:
         """Answers every request that waits with an error."""
-        self._send_all(self.scheduler.refuse_all(message))
+        try:
+            self._send_all(self.scheduler.refuse_all(message))
+        except Exception as error:  # who calls has other things to do, and what was begun must still be answered
+            self._recover("refusing", error)
 
     def _work(self, stage: int) -> None:
         """Asks a stage's members about the most urgent rows, again and again."""
@@ -416,7 +421,7 @@ class Workers:
                 if not self._ask(batch):
                     return
             except Exception as error:  # the rows held must still be answered
-                self._answer_failed(error, batch)
+                self._recover("worker", error, batch)
 
     def _ask(self, batch: StageBatch) -> bool:
         """Asks the members about a batch; returns whether its rows were still this worker's to deal with."""
@@ -443,9 +448,7 @@ class Workers:
                     looked_s = time.monotonic()
                     self._look_after_rows()
             except Exception as error:  # the clock must go on for everybody else
-                text = f"{type(error).__name__}: {error}"
-                self.log(f"committee: deadline clock: {text}")
-                self._send_all(self.scheduler.lost(f"cascade failed: {text}"))
+                self._recover("deadline clock", error)
 
     def _look_after_rows(self) -> None:
         """Deals with what has waited too long, and with requests whose clients went away."""
@@ -466,33 +469,47 @@ class Workers:
         try:
             self._send_all(self.scheduler.feed(batch, outputs))
         except Exception as error:  # the rows must still be answered
-            self._answer_failed(error, batch)
+            self._recover("worker", error, batch)
 
     def _send_all(self, replies: list[Reply]) -> None:
-        if not replies:
-            return
-        now_ns = time.monotonic_ns()
-        self.metrics.latencies([now_ns - reply.request.arrived_ns for reply in replies])
+        unsent = self._send_each(replies)
+        if unsent is not None:
+            self._recover("worker", unsent)
+        if replies:
+            now_ns = time.monotonic_ns()
+            self.metrics.latencies([now_ns - reply.request.arrived_ns for reply in replies])
+
+    def _send_each(self, replies: list[Reply]) -> Exception | None:
+        """Sends replies, an error in place of one that cannot be sent; returns why a request has got neither."""
+        unsent = None
         for reply in replies:
             try:
                 self.send(reply)
             except Exception as error:  # the others must get theirs
-                self._send_failure(reply, f"{type(error).__name__}: {error}")
+                text = f"{type(error).__name__}: {error}"
+                try:
+                    self.log(f"committee: worker: {text}")
+                    self.send(Reply(reply.request, None, f"cascade failed: {text}", INTERNAL))
+                except Exception as again:
+                    unsent = again
+        return unsent
 
-    def _send_failure(self, reply: Reply, text: str) -> None:
-        """A last try, without what could not be sent."""
-        try:
-            self.log(f"committee: worker: {text}")
-            self.send(Reply(reply.request, None, f"cascade failed: {text}", INTERNAL))
-        except Exception as error:  # it counts as lost until this thread answers what it has lost
-            self.log(f"committee: an answer was not sent: {type(error).__name__}: {error}")
+    def _recover(self, who: str, error: Exception, batch: StageBatch | None = None) -> None:
+        """Answers the requests of a batch, and what this thread had begun to answer, after an error of ours.
 
-    def _answer_failed(self, error: Exception, batch: StageBatch | None) -> None:
-        """Answers the requests of a batch, and what this thread had begun to answer, after an error of ours."""
+        It raises nothing, because the thread must go on: what fails here as well is tried again a little later.
+        """
         text = f"{type(error).__name__}: {error}"
-        self.log(f"committee: worker: {text}")
         message = f"cascade failed: {text}"
-        if batch is not None:
-            self.scheduler.fail_batch(batch, message)
-        # What the line above gives is among them: this thread has popped it and not answered it.
-        self._send_all(self.scheduler.lost(message))
+        for _ in range(MOST_TRIES):
+            try:
+                self.log(f"committee: {who}: {text}")
+                if batch is not None:
+                    self.scheduler.fail_batch(batch, message)
+                    batch = None
+                # What the line above gives is among them: this thread has popped it and not answered it.
+                if self._send_each(self.scheduler.lost(message)) is None:
+                    return
+            except Exception as again:  # for want of memory, say
+                text = f"{type(again).__name__}: {again}"
+            time.sleep(TRY_AGAIN_S)

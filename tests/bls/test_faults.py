@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from orchestrator.bls import door
 from orchestrator.bls.metrics import Counters
-from orchestrator.bls.requests import Reply, Responder
+from orchestrator.bls.requests import PendingRequests, Reply, Responder
 from orchestrator.bls.scheduler import Scheduler
-from orchestrator.decision import StageOutcome
+from orchestrator.decision import CascadeRun, StageOutcome
 from orchestrator.spec import CascadeSpec, FusedPrefix, Limits, Member, Stage
 from orchestrator.spec.answer import ANSWER_COLUMNS, DEGRADED
 from tests.bls.fixtures import (
@@ -298,21 +298,27 @@ STEPS = {
     "settling": (Scheduler, "_settle"),
     "failing": (Scheduler, "_fail"),
     "counting": (Counters, "refused"),
+    "adding": (PendingRequests, "add"),
+    "storing": (PendingRequests, "_count"),
+    "timing": (Counters, "latencies"),
+    "giving_up": (Scheduler, "_give_up"),
+    "dropping": (CascadeRun, "drop"),
 }
 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("at", [1, 2, 3])
 @pytest.mark.parametrize("is_after", [False, True])
+@pytest.mark.parametrize("times", [1, 2])
 def test_an_error_while_requests_are_answered_leaves_none_without_an_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, at: int, is_after: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, at: int, is_after: bool, times: int
 ) -> None:
     monkeypatch.setattr(door, "MOST_WAIT_S", 0.0)
     kind, name = STEPS[step]
     does, calls, gate = getattr(kind, name), itertools.count(1), threading.Event()
 
     def failing_once(self: object, *arguments: Any, **named: Any) -> Any:
-        is_hit = next(calls) == at
+        is_hit = at <= next(calls) < at + times
         if is_hit and not is_after:
             raise MemoryError("no memory")
         found = does(self, *arguments, **named)
