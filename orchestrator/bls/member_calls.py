@@ -264,13 +264,11 @@ class MemberCalls:
             output, failed, is_certain = self._ask_tensors(call, place, call.rows, owners)
         else:
             output, failed, is_certain = self._ask_member(call, place, call.rows, tensor=tensor, owners=owners)
-        failure = next(iter(failed.values()), "")
-        note: Callable[[], None] = lambda: None  # noqa: E731 - where it was not asked
-        if is_certain is not None:
-            note = partial(self._breakers.note, place, call.rows, output, failure=failure, is_certain=is_certain)
-        # A failure is noted before its rows are answered, so that who asks again finds the breaker as it is then.
-        if output is None and not call.is_given_up:
-            note()
+        # A row is kept before who waits has its answer, and may let go of it; a failure is noted before, so that
+        # who asks again finds the breaker as it is then.
+        is_early = output is None or not self._breakers.has_row(place)
+        if is_early and not call.is_given_up:
+            self._note(call, place, output, failed, is_certain)
         who = f"stage {call.stage} member {self._members[place].name}" if failed else ""
         errors = {(place, row): f"{who}: {text}" for row, text in failed.items()}
         with self._lock:
@@ -281,8 +279,23 @@ class MemberCalls:
             call.said[place] = output, errors
             if call.ready is not None and len(call.said) == len(self._places[call.stage]):
                 call.ready.release()
-        if output is not None:  # while the thread that waits wakes up
-            note()
+        if not is_early:  # while the thread that waits wakes up
+            self._note(call, place, output, failed, is_certain)
+
+    def _note(
+        self, call: StageCall, place: int, output: Rows | None, failed: dict[int, str], is_certain: bool | None
+    ) -> None:
+        """Tells a member's breaker of a call, None for `is_certain` where it was not asked.
+
+        Raises nothing, because somebody waits for the call.
+        """
+        if is_certain is None:
+            return
+        failure = next(iter(failed.values()), "")
+        try:
+            self._breakers.note(place, call.rows, output, failure=failure, is_certain=is_certain)
+        except Exception as error:  # for want of memory, say
+            self.pb.Logger.log_error(f"committee: breaker: {type(error).__name__}: {error}")
 
     def _outputs_of(self, call: StageCall) -> MemberOutputs:
         said = [call.said[place] for place in self._places[call.stage]]

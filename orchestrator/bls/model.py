@@ -34,7 +34,8 @@ from orchestrator.bls.requests import (
     Responder,
 )
 from orchestrator.bls.rows import AnyRows, Rows, RowTensors, merged
-from orchestrator.bls.scheduler import Scheduler, Workers
+from orchestrator.bls.scheduler import Scheduler
+from orchestrator.bls.workers import Workers
 from orchestrator.decision import (
     DEFAULT,
     Arrivals,

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.bls import member_watch, metrics
 from orchestrator.bls.model import CascadeModel
-from orchestrator.bls.scheduler import Workers
+from orchestrator.bls.workers import Workers
 from orchestrator.errors import SpecError
 from orchestrator.spec import CascadeSpec, Fit, FusedPrefix
 from orchestrator.spec.answer import DEGRADED

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.bls import breaker as breaker_module
 from orchestrator.bls import scheduler as scheduler_module
+from orchestrator.bls import workers as workers_module
 from orchestrator.bls.model import CascadeModel
 from orchestrator.spec import CascadeSpec, FusedPrefix, Limits, Member, Stage
 from orchestrator.spec.answer import DEGRADED
@@ -36,7 +37,8 @@ LIMIT_MS = 150
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker_module, "PROBE_S", 0.1)
-    monkeypatch.setattr(scheduler_module, "CLOCK_S", 0.02)
+    for module in (scheduler_module, workers_module):
+        monkeypatch.setattr(module, "CLOCK_S", 0.02)
 
 
 class Hanging:
