@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from orchestrator.cli.console import new_table, print_json, progress, stdout_console
+from orchestrator.cli.console import listed_names, new_table, print_json, progress, stdout_console
 from orchestrator.cli.plan_pool import pool_from_records, restricted
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError, InfeasibleError
@@ -116,6 +116,14 @@ def plan(
     repository: Annotated[Path, typer.Option(help="Model repository with the members' manifests.")] = Path(
         "model_repository"
     ),
+    derive: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Models of the repository that make tensors which members read, such as a tokenizer.",
+            show_default=False,
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(help="Folder for a report: one page to read and try thresholds on, and its pictures."),
@@ -133,7 +141,7 @@ def plan(
     if calibrate not in CALIBRATE:
         raise DataError("plan --calibrate", got=calibrate, expected=" or ".join(CALIBRATE))
     records = restricted(records_from_path(records_path), members)
-    pool = pool_from_records(records, repository, name=name, cost=cost)
+    pool = pool_from_records(records, repository, name=name, cost=cost, derive=listed_names(derive))
     limits = dataclasses.replace(pool.spec.limits, member_timeout_ms=member_timeout_ms)
     base = dataclasses.replace(pool.spec, header_pattern=header_pattern, limits=limits)
     budget = _budget(base, max_mean_cost, max_mean_cost_share)

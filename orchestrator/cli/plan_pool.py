@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cli.plan_derived import with_derived
 from orchestrator.errors import DataError, SpecError
 from orchestrator.planner.plan import (
     USUAL_BATCH,
@@ -63,11 +64,14 @@ class MemberPool:
     notes: tuple[str, ...]
 
 
-def pool_from_records(records: Records, repository: Path, *, name: str, cost: Path | None) -> MemberPool:
+def pool_from_records(
+    records: Records, repository: Path, *, name: str, cost: Path | None, derive: Sequence[str] = ()
+) -> MemberPool:
     """All recorded members, with what their manifests, configurations and records say of them.
 
     Members without a manifest are taken as their configuration in the repository describes them, else as the
-    records do: outputs may come from anywhere. Without a cost profile, `cost`, they are the records' own.
+    records do: outputs may come from anywhere. Without a cost profile, `cost`, they are the records' own. `derive`
+    names models of the repository that make tensors which members read.
 
     Raises:
         DataError: members that no plan can name, outputs that are not what they are said to be.
@@ -91,7 +95,10 @@ def pool_from_records(records: Records, repository: Path, *, name: str, cost: Pa
         members.append(recorded_member(member, records, said, cost=costs[member], max_batch_size=size))
     dense = manifests and all(one.takes_one_dense_tensor for one in manifests.values())
     takes = _input(next(iter(manifests.values()))) if dense else UNKNOWN_INPUT
-    spec = adopted_spec(pool_spec(members, records, name=name, cost_unit=unit, takes=takes), facts)
+    base = pool_spec(members, records, name=name, cost_unit=unit, takes=takes)
+    if derive:
+        base = with_derived(dataclasses.replace(base, inputs=adopted_spec(base, facts).inputs), derive, repository)
+    spec = adopted_spec(base, facts)
     spec = dataclasses.replace(spec, labels=_class_names(spec.members, records, repository))
     return MemberPool(
         spec=spec,

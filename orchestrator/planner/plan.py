@@ -22,6 +22,7 @@ from orchestrator.planner.search import RIGHT, SearchResult, gears_of
 from orchestrator.progress import Progress, no_progress
 from orchestrator.spec import CascadeSpec, Fit, Gears, InputSpec, Member, Stage
 from orchestrator.spec.cascade import UNKNOWN_INPUT, UNKNOWN_OUTPUT
+from orchestrator.spec.derived import Derived
 from orchestrator.spec.documents import text_from_path, value_from_json
 from orchestrator.spec.output_kind import BELOW_0, ScoreEvidence
 from orchestrator.spec.planned_models import data_files_of
@@ -234,6 +235,7 @@ def _result(decision: Decision, rows: MeasuredRows, origin: _Origin) -> PlanResu
         fit=None,
         fused_prefix=None,
     )
+    spec = without_unread(spec)
     few = origin.split.search[:REPLAYED_ROWS]
     replayed = replay(spec, records_of_rows(origin.records, few, spec.members)).label
     assert np.array_equal(replayed, answers.label[: len(few)]), f"{spec.name}: replay differs from the search"
@@ -381,6 +383,18 @@ def pool_spec(
             check_probabilities(member.name, records.outputs[member.name], records.ids)
     stages = tuple(Stage(members=(member,)) for member in members)
     return CascadeSpec(name=name, inputs=(takes,), classes=records.classes, cost_unit=cost_unit, stages=stages)
+
+
+def without_unread(spec: CascadeSpec) -> CascadeSpec:
+    """A plan without the inputs and deriving models that none of its members needs."""
+    models = {one.name: one for stage in range(len(spec.stages)) for one in spec.derived_for(stage)}
+    readers: list[Member | Derived] = [*spec.members, *models.values()]
+    read = {name for one in readers for name in spec.tensors_of(one).values()}
+    return dataclasses.replace(
+        spec,
+        inputs=tuple(one for one in spec.inputs if one.name in read),
+        derived=tuple(one for one in spec.derived if one.name in models),
+    )
 
 
 def plan(
