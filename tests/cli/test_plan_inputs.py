@@ -45,7 +45,7 @@ def write_tokenizer(repository: Path, name: str = "tokenizer") -> None:
 @pytest.fixture
 def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Plan:
     """Records the members and plans them; gives the plan."""
-    write_text_member(tmp_path)
+    write_text_member(tmp_path, sure_of_others=0.5)
     write_numbers_member(tmp_path)
     write_tokens_member(tmp_path)
     write_tokenizer(tmp_path)
@@ -64,7 +64,7 @@ def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Plan:
 
 
 def test_members_of_two_kinds_make_a_cascade_of_all_their_inputs(plan: Plan) -> None:
-    spec = plan("words,tokens", "--impose-exits", "0.5")
+    spec = plan("words,tokens", "--reference", "tokens", "--epsilon", "0.0")
     assert [(one.name, one.dtype, one.dims) for one in spec.inputs] == [
         ("text", "STRING", (1,)),
         ("input_ids", "INT64", (-1,)),

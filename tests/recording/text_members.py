@@ -28,9 +28,10 @@ def _write(repository: Path, name: str, model: Any, inputs: tuple[TensorSpec, ..
     (folder / "manifest.json").write_text(json_from_manifest(manifest), encoding="utf-8")
 
 
-def write_text_member(repository: Path, name: str = "words", *, sure: float = 3.0) -> None:
+def write_text_member(repository: Path, name: str = "words", *, sure_of_others: float = 3.0) -> None:
     """Class 1 for the texts of `GOOD`, class 0 for all others."""
-    attributes = {"keys_strings": list(GOOD), "values_floats": [sure] * len(GOOD), "default_float": -sure}
+    attributes: dict[str, Any] = {"keys_strings": list(GOOD), "values_floats": [3.0] * len(GOOD)}
+    attributes["default_float"] = -sure_of_others
     nodes = [
         helper.make_node("LabelEncoder", ["text"], ["score"], domain="ai.onnx.ml", **attributes),
         helper.make_node("Neg", ["score"], ["other"]),
