@@ -7,7 +7,8 @@ The converted graph then goes the way of any ONNX file; what it is compared with
 import dataclasses
 import importlib.metadata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +20,16 @@ from skl2onnx import to_onnx, update_registered_converter
 from skl2onnx.common.data_types import FloatTensorType
 from skl2onnx.common.shape_calculator import calculate_linear_classifier_output_shapes
 
-from export.sources import ExportOptions, LoadedModel, Rows, SourceRef, member_name, onnx_file, renamed_inputs
+from export.sources import (
+    ExportOptions,
+    LoadedModel,
+    Rows,
+    SourceRef,
+    member_name,
+    onnx_file,
+    renamed_inputs,
+    sklearn_text,
+)
 from export.sources.onnx_tensors import BATCH
 from export.tensor_rows import TensorKind
 from orchestrator.errors import ExportError, first_line
@@ -29,7 +39,7 @@ from orchestrator.repository.files import sha256_of_path
 from orchestrator.spec import TensorSpec
 
 FEATURES, PROBABILITIES = "features", "probabilities"
-ML_OPSET = 3
+OPSETS = {"": OPSET, "ai.onnx.ml": 3}
 _TREES = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
 
 
@@ -98,20 +108,31 @@ def _xgboost(path: Path) -> Any:
     return found
 
 
-def _loaded(classifier: Any, subject: str, options: ExportOptions) -> LoadedModel:
-    ask = _probabilities_of(classifier, subject)
-    count = _feature_count(classifier, subject)
-    given = TensorKind(spec=TensorSpec(name=FEATURES, dtype="FP32", dims=(count,)))
-    (taken,) = renamed_inputs((given,), options.inputs, subject=subject)
+@contextmanager
+def _conversion(classifier: Any, subject: str) -> Iterator[None]:
+    """Turns whatever a converter raises into one line."""
     try:
-        proto = _converted(classifier, count)
+        yield
     except ImportError:
         raise
-    # The converters raise what they meet.
     except Exception as error:
         got = f"{type(classifier).__name__}, which its converter to ONNX refuses ({first_line(error)})"
-        fix = "fit it on an array of numbers, with steps that skl2onnx knows"
-        raise ExportError(subject, got=got, expected="a classifier of numbers", fix=fix) from error
+        fix = "fit it on an array of numbers or on texts, with steps that skl2onnx knows"
+        raise ExportError(subject, got=got, expected="a classifier of numbers or of text", fix=fix) from error
+
+
+def _loaded(classifier: Any, subject: str, options: ExportOptions) -> LoadedModel:
+    if options.random_weights:
+        raise ExportError(
+            subject, got="`random_weights`", expected="the classifier of the file", fix="leave it out"
+        )
+    ask = _probabilities_of(classifier, subject)
+    if sklearn_text.reads_text(classifier):
+        return _loaded_text(classifier, ask, subject, options)
+    count = _feature_count(classifier, subject)
+    taken = _taken(FEATURES, "FP32", count, options, subject)
+    with _conversion(classifier, subject):
+        proto = _converted(classifier, count)
     draw = _around(proto.graph, classifier, count)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "converted.onnx"
@@ -119,12 +140,12 @@ def _loaded(classifier: Any, subject: str, options: ExportOptions) -> LoadedMode
         plain = dataclasses.replace(options, inputs={}, pads={}, max_length=None)
         loaded = onnx_file.load_onnx(path, subject, plain, output_name=PROBABILITIES)
     assert loaded.proto is not None
-    editing.rename_tensors(loaded.proto.graph, {onnx_file.INPUT: taken.spec.name})
+    editing.rename_tensors(loaded.proto.graph, {onnx_file.INPUT: taken.name})
     _declare_scaled(loaded.proto.graph, count)
     macs, counter = _work(proto.graph, classifier, count)
     return LoadedModel(
         proto=loaded.proto,
-        input_name=taken.spec.name,
+        input_name=taken.name,
         dims=loaded.dims,
         labels=_labels(classifier),
         reference=lambda rows: ask(rows),
@@ -134,6 +155,37 @@ def _loaded(classifier: Any, subject: str, options: ExportOptions) -> LoadedMode
         macs_counter=counter,
         versions=_versions(classifier),
         original=loaded.original,
+    )
+
+
+def _taken(name: str, dtype: str, size: int, options: ExportOptions, subject: str) -> TensorSpec:
+    """The member's only input, under the name that was asked for."""
+    kind = TensorKind(spec=TensorSpec(name=name, dtype=dtype, dims=(size,)))
+    return renamed_inputs((kind,), options.inputs, subject=subject)[0].spec
+
+
+def _loaded_text(
+    classifier: Any, ask: Callable[[Rows], Rows], subject: str, options: ExportOptions
+) -> LoadedModel:
+    taken = _taken(sklearn_text.TEXT, "STRING", 1, options, subject)
+    with _conversion(classifier, subject):
+        proto = sklearn_text.graph_of_text(classifier, taken.name, PROBABILITIES, opsets=OPSETS)
+    macs = sklearn_text.words_work(proto.graph)
+    counter = "coefficients of a linear model, every one; splitting text into words is not counted"
+    if macs is None:
+        macs, counter = _work(proto.graph, classifier, 0)
+    return LoadedModel(
+        proto=proto,
+        input_name=taken.name,
+        dims=taken.dims,
+        dtype=taken.dtype,
+        labels=_labels(classifier),
+        reference=lambda rows: ask(rows.ravel()),
+        rows=sklearn_text.texts_of(classifier),
+        output_kind=PROBABILITIES,
+        macs=macs,
+        macs_counter=counter,
+        versions=_versions(classifier),
     )
 
 
@@ -160,7 +212,6 @@ def _probabilities_of(classifier: Any, subject: str) -> Callable[[Rows], Rows]:
 def _feature_count(classifier: Any, subject: str) -> int:
     if callable(number := getattr(classifier, "num_feature", None)):
         return int(number())
-    # Of a pipeline that begins with text there are none.
     found = getattr(classifier, "n_features_in_", None)
     if found is None:
         got = f"{type(classifier).__name__} without n_features_in_"
@@ -184,7 +235,7 @@ def _converted(classifier: Any, count: int) -> onnx.ModelProto:
         classifier,
         initial_types=[(FEATURES, FloatTensorType([None, count]))],
         options={"zipmap": False},
-        target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET},
+        target_opset=OPSETS,
     )
     return found
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xgboost
 from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -49,6 +50,27 @@ PICKLED: dict[str, Callable[[], Any]] = {
     "lightgbm": small_lightgbm,
     "scaled_lightgbm": lambda: make_pipeline(StandardScaler(), small_lightgbm()),
 }
+
+
+TEXTS = [
+    "a good film, naïve GRÜSSE",
+    "a bad film: x1 of b",
+    "fine day, ИЮЛЬ и жизнь",
+    "rain again, 日本語 don't",
+] * 5
+ANSWERS = ["yes", "no"] * 10
+
+
+def words(vectorizer: Any = None) -> Any:
+    """A linear model on the words of a few texts."""
+    made = make_pipeline(vectorizer or TfidfVectorizer(), LogisticRegression(C=100))
+    return made.fit(TEXTS, ANSWERS)
+
+
+def save_classifier(path: Path, kind: str) -> str:
+    """Saves one of words, or one of PICKLED fitted on the wines; gives its source."""
+    joblib.dump(words() if kind == "words" else PICKLED[kind]().fit(*wine()), path)
+    return f"sklearn:{path}"
 
 
 def pickled(folder: Path, kind: str, table: Table) -> tuple[str, Any]:

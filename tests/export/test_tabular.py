@@ -9,8 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from sklearn.ensemble import RandomForestRegressor
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from export.sources import ExportOptions, identify
@@ -18,13 +21,16 @@ from orchestrator.pbtxt import config_from_path
 from orchestrator.repository.check import check
 from orchestrator.spec import TensorSpec, manifest_from_path
 from tests.export.tables import (
+    ANSWERS,
     PICKLED,
+    TEXTS,
     Table,
     pickled,
     small_lightgbm,
     small_xgboost,
     tumours,
     wine,
+    words,
 )
 from tests.export.test_member_command import said
 
@@ -36,9 +42,9 @@ def exported(folder: Path, source: str, *more: str) -> Path:
     return folder / "made"
 
 
-def scores(member: Path, rows: np.ndarray) -> np.ndarray:
+def scores(member: Path, rows: np.ndarray, *, name: str = "features") -> np.ndarray:
     session = onnxruntime.InferenceSession(member / "1" / "model.onnx", providers=["CPUExecutionProvider"])
-    return session.run(["logits"], {"features": rows})[0]
+    return session.run(["logits"], {name: rows})[0]
 
 
 @pytest.mark.parametrize("kind", PICKLED)
@@ -88,6 +94,37 @@ def test_what_a_classifier_keeps_says_where_rows_lie_and_what_it_costs(tmp_path:
     drawn = loaded.rows(200, 1)
     assert len(set(made.predict(drawn))) == 3, "rows of every class"
     assert loaded.macs == np.asarray(getattr(made, "_fit_X", getattr(made, "theta_", None))).size
+
+
+VECTORIZERS = {
+    "usual": TfidfVectorizer(),
+    "two words": TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+    "own words": CountVectorizer(token_pattern="[a-z]+", lowercase=False, binary=True),
+}
+
+
+@pytest.mark.parametrize("kind", VECTORIZERS)
+def test_a_pipeline_of_words_is_a_member_that_reads_text(tmp_path: Path, kind: str) -> None:
+    original = words(VECTORIZERS[kind])
+    member = exported(tmp_path / "repository", stored(tmp_path, original))
+    asked = ["A GOOD Film", "", "жизнь и ИЮЛЬ: эй't", "b x1 of  bad-film naïve", "grüsse 日本語"]
+    rows = np.array(asked, np.object_).reshape(-1, 1)
+    assert scores(member, rows, name="text") == pytest.approx(original.predict_proba(asked), abs=1e-5)
+    manifest = manifest_from_path(member / "manifest.json")
+    assert manifest.inputs == (TensorSpec(name="text", dtype="STRING", dims=(1,)),)
+    assert manifest.labels == ("no", "yes")
+    assert manifest.macs == len(original[0].vocabulary_) * 2
+    assert not check(member.parent).faults
+
+
+@pytest.mark.parametrize(
+    "more", [{"strip_accents": "unicode"}, {"ngram_range": (1, 2), "stop_words": ["of"]}], ids=["accents", "stops"]
+)
+def test_words_that_no_graph_splits_likewise_are_one_line(tmp_path: Path, more: dict[str, Any]) -> None:
+    original = make_pipeline(TfidfVectorizer(**more), LogisticRegression()).fit(TEXTS, ANSWERS)
+    code, out = said("member", stored(tmp_path, original), "-o", str(tmp_path / "r"))
+    assert (code, out.count("\n")) == (2, 0)
+    assert "got Pipeline, which its converter to ONNX refuses (" in out
 
 
 def test_a_member_that_is_up_to_date_is_left_alone(tmp_path: Path) -> None:

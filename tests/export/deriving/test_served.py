@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
@@ -16,10 +17,13 @@ from tritonclient.utils import InferenceServerException
 from export.deriving.decoder import decoder_model, rows_of_size
 from export.deriving.tokenizer import tokenizer_model
 from export.deriving.writing import write_deriving
+from export.member import export_committee, member_exports
+from export.sources import ExportOptions
 from orchestrator.rows.pictures import image_from_bytes, row_from_image
 from orchestrator.serving.process import EmbeddedServer
 from tests.export.deriving.builders import SHAPES, save_tokenizer
 from tests.export.deriving.test_tokens import tokens_of
+from tests.export.tables import save_classifier, wine
 from tests.rows.broken_pictures import BAD_EXIF, encoded, float_tiff, noise
 from tests.servers import running_server
 
@@ -43,6 +47,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for shape in SHAPES:
         model = tokenizer_model(save_tokenizer(folder / "sources" / shape, shape))
         write_deriving(folder / "repository", model, force=False)
+    for kind, name in (("words", "words"), ("boosted", "trees")):
+        source = save_classifier(folder / f"{name}.joblib", kind)
+        plans = member_exports([f"{name}={source}"], ExportOptions())
+        export_committee(folder / "repository", plans, force=False, progress=lambda _: None)
     write_deriving(folder / "repository", decoder_model(SIZE, PREPROCESS, name="image_decoder"), force=False)
     return folder / "repository"
 
@@ -151,6 +159,20 @@ def test_a_bad_picture_fails_its_request_in_one_line_and_no_other(
         failed.result(timeout=60)
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert len({future.result(timeout=60).as_numpy("image").tobytes() for future in neighbours}) == 1
+
+
+def test_members_of_text_and_of_tables_answer_as_scikit_learn_does(
+    client: grpc.InferenceServerClient, repository: Path
+) -> None:
+    words, trees = (joblib.load(repository.parent / f"{name}.joblib") for name in ("words", "trees"))
+    texts = ["A good FILM", "", "x1 of bad naïve ИЮЛЬ"]
+    result = client.infer("words", given("text", [text.encode() for text in texts]))
+    assert result.as_numpy("logits") == pytest.approx(words.predict_proba(texts), abs=1e-5)
+    rows = wine()[0][::9]
+    tensor = grpc.InferInput("features", list(rows.shape), "FP32")
+    tensor.set_data_from_numpy(rows)
+    got = client.infer("trees", [tensor]).as_numpy("logits")
+    assert got == pytest.approx(trees.predict_proba(rows), abs=1e-5)
 
 
 def test_requests_share_a_batch(client: grpc.InferenceServerClient) -> None:
