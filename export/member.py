@@ -17,7 +17,7 @@ import onnx
 from export import members
 from export.compat import portable
 from export.cost.counting import COUNTER, macs_per_row, parameters_of, preprocess_macs_per_row
-from export.cost.lengths import FITTED, length_of
+from export.cost.lengths import FITTED, length_of, macs_in_a_run
 from export.images import preprocess_only, with_preprocess
 from export.members import EXTERNAL_OVER_BYTES, MODEL_FILE, PackedModel
 from export.output import (
@@ -304,6 +304,8 @@ def _cost(
     if loaded.macs is not None:
         return loaded.macs, 0.0, loaded.macs_counter
     try:
+        if loaded.kinds:
+            return macs_in_a_run(model, loaded.kinds), 0.0, COUNTER
         return macs_per_row(model), preprocess_macs_per_row(model), COUNTER
     except ExportError as error:
         fix = "give the multiply-accumulates of one row with `macs`"

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from orchestrator.graphs.editing import all_graphs
 from orchestrator.spec import TensorSpec
-from orchestrator.spec.request import INPUT_DTYPES
+from orchestrator.spec.request import INPUT_DTYPES, TEXT
 
 # Made-up rows are this long at most: work grows with the square of the length, and kernels repeat themselves.
 USUAL_LENGTH = 48
@@ -67,6 +68,10 @@ def feed_of(session: Any, rows: AnyRows) -> dict[str, npt.NDArray[Any]]:
     return dict(rows.arrays) if isinstance(rows, TensorRows) else {session.get_inputs()[0].name: rows}
 
 
+# Of texts where nothing tells which words a model knows.
+_WORDS = ("a", "word", "or", "two")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorKind:
     """A tensor, and which values rows of it are made up of."""
@@ -75,6 +80,7 @@ class TensorKind:
     pad: float = 0  # what fills up shorter rows, where its length varies
     below: int = 2  # of whole numbers: they are from 0 up to this, without it
     is_mask: bool = False  # ones wherever a row has something
+    words: tuple[str, ...] = ()  # of texts
 
     @property
     def varies(self) -> bool:
@@ -84,6 +90,8 @@ class TensorKind:
     def values(self, rng: np.random.Generator, length: int) -> npt.NDArray[Any]:
         """A made-up row."""
         dims = tuple(length if size == -1 else size for size in self.spec.dims)
+        if self.spec.dtype == TEXT:
+            return np.array([" ".join(rng.choice(self.words or _WORDS, rng.integers(1, 13)))])
         dtype = np.dtype(INPUT_DTYPES[self.spec.dtype])
         values: npt.NDArray[Any]
         if self.is_mask:
@@ -147,17 +155,37 @@ def kinds_from_graph(
 ) -> list[TensorKind]:
     """Which values a graph's inputs take: whole numbers below the size of the table that they are looked up in.
 
-    A tensor is a mask where its name says so. `pad` is 0 where it does not name a tensor.
+    Texts are made of the words that the graph has among its constants, and of others. A tensor is a mask where its
+    name says so. `pad` is 0 where it does not name a tensor.
     """
+    words = _words_of(graph) if TEXT in {one.dtype for one in tensors} else ()
     return [
         TensorKind(
             spec=one,
             pad=pad.get(one.name, 0),
             below=_table_size(graph, one.name),
-            is_mask="mask" in one.name.lower(),
+            is_mask="mask" in one.name.lower() and one.dtype != TEXT,
+            words=words,
         )
         for one in tensors
     ]
+
+
+# Words of a vocabulary that made-up texts draw on.
+_MOST_WORDS = 5000
+
+
+def _words_of(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """Texts among the attributes and constants of a graph, each once, and words that are none of them."""
+    found = dict.fromkeys(_WORDS)
+    for one in (graph, *all_graphs(graph.node)):
+        for node in one.node:
+            for part in node.attribute:
+                texts = (*part.strings, *(part.t.string_data if part.HasField("t") else ()))
+                found |= dict.fromkeys(text.decode("utf-8", "replace") for text in texts)
+        for weight in one.initializer:
+            found |= dict.fromkeys(text.decode("utf-8", "replace") for text in weight.string_data)
+    return tuple(word for word in found if word.strip())[:_MOST_WORDS]
 
 
 def _table_size(graph: onnx.GraphProto, name: str) -> int:

@@ -34,11 +34,8 @@ def length_of(model: onnx.ModelProto, kinds: Sequence[TensorKind], *, longest: i
     at = min(longest, USUAL_LENGTH)
     # Odd ones too: a graph may round a length up.
     lengths = sorted({max(1, min(longest, one)) for one in (at, at // 2, at // 4 + 1, 3 * at // 4)})
-    outline, ask = outline_of(inlined(model)), _shapes_at(model)
-    counted = {}
-    for length in lengths:
-        rows = rows_of_lengths(kinds, np.array([length]))
-        counted[length] = Fraction(macs_per_row(_fixed(outline, rows, ask(rows))))
+    count = _counter(model, kinds)
+    counted = {length: Fraction(count(length)) for length in lengths}
     coefficients = _fitted(dict(list(counted.items())[-3:]))
     for length, macs in counted.items():
         said = sum(part * length**power for power, part in enumerate(coefficients))
@@ -52,6 +49,22 @@ def length_of(model: onnx.ModelProto, kinds: Sequence[TensorKind], *, longest: i
     pad = {kind.spec.name: kind.pad for kind in kinds if kind.varies}
     numbers = tuple(float(part) for part in coefficients)
     return RowLength(longest=longest, pad=pad, macs_at=at, macs_coefficients=numbers)
+
+
+def macs_in_a_run(model: onnx.ModelProto, kinds: Sequence[TensorKind]) -> int:
+    """Multiply-accumulates of a row of fixed size, by the shapes of a run; raises as `length_of`."""
+    return _counter(model, kinds)(1)
+
+
+def _counter(model: onnx.ModelProto, kinds: Sequence[TensorKind]) -> Callable[[int], int]:
+    """A function of a row's length that gives its multiply-accumulates."""
+    outline, ask = outline_of(inlined(model)), _shapes_at(model)
+
+    def count(length: int) -> int:
+        rows = rows_of_lengths(kinds, np.array([length]))
+        return macs_per_row(_fixed(outline, rows, ask(rows)))
+
+    return count
 
 
 Sizes = dict[str, tuple[int, ...]]

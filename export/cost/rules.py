@@ -210,7 +210,7 @@ _LIGHT_IN = {
     "SkipSimplifiedLayerNormalization SkipGroupNorm GroupNorm EmbedLayerNormalization RotaryEmbedding "
     "QuantizeLinear DequantizeLinear MulInteger QLinearAdd QLinearMul QLinearConcat QLinearSigmoid "
     "QLinearLeakyRelu QLinearWhere QLinearSoftmax QLinearAveragePool QLinearGlobalAveragePool QLinearReduceMean "
-    "NhwcMaxPool GridSample ExpandDims GatherND Pad Trilu Range Unique",
+    "NhwcMaxPool GridSample ExpandDims GatherND Pad Trilu Range Unique Tokenizer",
     "ai.onnx.ml::": "ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer "
     "Imputer LabelEncoder Normalizer OneHotEncoder Scaler ZipMap",
 }

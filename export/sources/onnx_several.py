@@ -13,6 +13,7 @@ from export.tensor_rows import TensorRows, kinds_from_graph, rows_of_lengths
 from orchestrator.errors import ExportError
 from orchestrator.graphs import editing
 from orchestrator.spec import TensorSpec
+from orchestrator.spec.request import TEXT
 
 LENGTH = "length"
 # Arguments that speak of the only input of a file.
@@ -21,7 +22,8 @@ _OF_ONE = ("dims", "mean", "std", "resolution_px")
 
 def takes_several(model: onnx.ModelProto, options: ExportOptions) -> bool:
     """Whether a file is read as one with tensors under names of their own, and lengths that may vary."""
-    several = len(editing.given_inputs(model.graph)) > 1
+    given = editing.given_inputs(model.graph)
+    several = len(given) > 1 or any(map(_is_text, given))
     return several or bool(options.inputs or options.pads) or options.max_length is not None
 
 
@@ -80,7 +82,7 @@ class FileInputs:
         Returns:
             those names -> the member's.
         """
-        types = {word: key for key, word in TYPES.items()}
+        types = {word: key for key, word in TYPES.items()} | {TEXT: onnx.TensorProto.STRING}
         names = list(self.inside().values())
         del graph.input[:]
         for name, kind in zip(names, self.ours, strict=True):
@@ -94,16 +96,23 @@ class FileInputs:
         return [f"input {theirs} called {ours}" for theirs, ours in pairs if theirs != ours]
 
 
+def _is_text(value: onnx.ValueInfoProto) -> bool:
+    return value.type.tensor_type.elem_type == onnx.TensorProto.STRING
+
+
 def _spec(value: onnx.ValueInfoProto, options: ExportOptions, subject: str) -> TensorSpec:
     """An input as a member's tensor: a free batch axis first, then a length or a fixed size, then fixed sizes."""
     what = f"{subject} input {value.name}"
-    dtype, shape = dtype_of(value.type, what), value.type.tensor_type.shape
+    dtype, shape = TEXT if _is_text(value) else dtype_of(value.type, what), value.type.tensor_type.shape
     sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else -1 for dim in shape.dim]
     if len(sizes) < 2 or 0 in sizes:
         raise ExportError(what, got=f"shape {sizes}", expected="a batch axis first, then the dims of a row")
     if sizes[0] >= 0:
         fix = "export it again with a dynamic first axis"
         raise ExportError(what, got=f"a batch axis fixed at {sizes[0]}", expected="a free one", fix=fix)
+    if dtype == TEXT and sizes[1:] != [1]:
+        got = f"texts of dims {sizes[1:]} after the batch axis, -1 where free"
+        raise ExportError(what, got=got, expected="[1]: a row's text is one element")
     if -1 in sizes[2:]:
         expected = "one free axis behind the batch, the first of a row: its length"
         raise ExportError(what, got=f"dims {sizes[1:]} after the batch axis, -1 where free", expected=expected)

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from export.__main__ import app
@@ -135,6 +135,43 @@ def test_a_model_that_padding_moves_is_refused(tmp_path: Path) -> None:
     assert "padding: got answers that move by up to" in said
     assert "give the padding that the model expects with --pad, or export a model that takes a mask" in said
     assert not (tmp_path / "r/m").exists()
+
+
+def text_file(folder: Path, texts: int = 1) -> Path:
+    """Scores of a word, or of several, and two numbers."""
+    nodes = [
+        node("LabelEncoder", ["colour"], ["number"], domain="ai.onnx.ml", keys_strings=["red", "blue"],
+             values_floats=[1.0, 2.0], default_float=0.5),
+        node("Concat", ["number", "x"], ["both"], axis=1),
+        node("MatMul", ["both", "w"], ["scores"]),
+    ]  # fmt: skip
+    weights = {"w": np.arange(6 + 3 * texts, dtype=np.float32).reshape(-1, 3)}
+    takes = {"colour": (TensorProto.STRING, ["n", texts]), "x": ["n", 2]}
+    model = model_of(nodes, takes, {"scores": ["n", 3]}, weights)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    path = folder / "text.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_text_per_row_may_stand_beside_numbers(tmp_path: Path) -> None:
+    manifest, session = exported(tmp_path, text_file(tmp_path), "--input", "colour=text")
+    assert [(one.name, one.dtype, one.dims) for one in manifest.inputs] == [
+        ("text", "STRING", (1,)), ("x", "FP32", (2,))
+    ]  # fmt: skip
+    assert (manifest.macs, manifest.length) == (9, None)
+    text = np.array([["blue"], ["green"]], object)
+    got = session.run(["logits"], {"text": text, "x": np.ones((2, 2), np.float32)})[0]
+    assert got.tolist() == [[9, 13, 17], [9, 11.5, 14]]
+    said = refused(tmp_path, text_file(tmp_path, 2))
+    assert "input colour: got texts of dims [2] after the batch axis, -1 where free, expected [1]" in said
+
+
+def test_made_up_texts_have_words_that_the_model_knows(tmp_path: Path) -> None:
+    graph = onnx.load(text_file(tmp_path)).graph
+    (kind,) = kinds_from_graph(graph, [TensorSpec(name="colour", dtype="STRING", dims=(1,))], {})
+    words = {word for (text,) in made_up_rows([kind], 50).arrays["colour"] for word in text.split()}
+    assert {"red", "blue", "word"} <= words
 
 
 def refused(folder: Path, path: Path, *words: str) -> str:
