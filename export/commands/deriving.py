@@ -37,6 +37,13 @@ def tokenizer(
     max_bytes: Annotated[
         int, Option(min=1, max=MOST_SIZE, help="Longer texts are refused before they are tokenised.")
     ] = 1 << 18,
+    padding_side: Annotated[
+        str | None,
+        Option(
+            help="right or left: where shorter rows of a request are filled up. Default: as the tokenizer does; "
+            "plans need right."
+        ),
+    ] = None,
     max_batch_size: Batch = 64,
     force: Force = False,
     as_json: AsJson = False,
@@ -58,6 +65,7 @@ def tokenizer(
             over_length=over_length,
             empty=empty,
             max_bytes=max_bytes,
+            padding_side=padding_side,
             max_batch_size=max_batch_size,
             progress=progress,
         )

@@ -18,6 +18,7 @@ from orchestrator.spec.validation import MOST_SIZE
 
 OVER_LENGTH = ("truncate", "refuse")
 EMPTY = ("refuse", "keep")
+SIDES = ("right", "left")
 _SAID = {"truncate": "longer texts are cut", "refuse": "longer texts are refused"}
 TEXT = "text"
 PACKAGES = ("tokenizers",)  # that the server needs besides numpy
@@ -41,6 +42,7 @@ def tokenizer_model(
     over_length: str = "truncate",
     empty: str = "refuse",
     max_bytes: int = 1 << 18,
+    padding_side: str | None = None,
     max_batch_size: int = 64,
     progress: Callable[[str], None] = lambda _: None,
 ) -> DerivingModel:
@@ -53,6 +55,7 @@ def tokenizer_model(
         over_length: what becomes of texts of more tokens, one of OVER_LENGTH.
         empty: what becomes of texts without a token of their own, one of EMPTY.
         max_bytes: longer texts are refused before they are tokenised.
+        padding_side: where shorter rows are filled up, one of SIDES; None for the tokenizer's own.
         max_batch_size: most texts of one request.
         progress: told what is being done.
 
@@ -61,11 +64,17 @@ def tokenizer_model(
     kind, _, what = source.partition(":")
     if kind != "hf" or not what:
         raise ExportError(f"source {source}", got="no hf:", expected="hf:<hub id or folder>")
-    for word, value, known in (("over_length", over_length, OVER_LENGTH), ("empty", empty, EMPTY)):
-        if value not in known:
+    given = (
+        ("over_length", over_length, OVER_LENGTH),
+        ("empty", empty, EMPTY),
+        ("padding_side", padding_side, SIDES),
+    )
+    for word, value, known in given:
+        if value not in (*known, None):
             raise ExportError(f"`{word}`", got=value, expected=" or ".join(known))
     progress(f"reading {source}")
     original = _tokenizer(_folder(what, source), source)
+    original.padding_side = padding_side or original.padding_side
     pads = {
         tokens.INPUT_IDS: int(_pad_id(original, source)),
         tokens.ATTENTION_MASK: 0,

@@ -23,6 +23,9 @@ def with_derived(spec: CascadeSpec, names: Sequence[str], repository: Path) -> C
             fix = "write it with `python -m export tokenizer`, or write `derived` into cascade.json by hand"
             raise DataError(f"`derive` {name}", got=f"no {path}", expected="a model that derives tensors", fix=fix)
         manifest = deriving_from_path(path)
+        if manifest.pads_left:
+            fix = "export it again with `tokenizer.padding_side=right`, if its model allows that"
+            raise DataError(f"`derive` {name}", got="padding on the left", expected="on the right", fix=fix)
         known = {one.name: one for one in spec.inputs}
         made = {one.name for one in manifest.outputs}
         if not made & set(known):

@@ -63,6 +63,11 @@ class DerivingManifest:
             faults.check(key, isinstance(value, dict), f"got {shown(value)}, expected an object")
         faults.close()
 
+    @property
+    def pads_left(self) -> bool:
+        """Whether shorter rows are filled up in front, which no plan can take apart again."""
+        return bool(self.options.get("padding_side") == "left")
+
     def as_derived(self, version: int = 1) -> dict[str, Any]:
         """The entry under `derived` of a cascade.json that uses the model for tensors of the same names."""
         known = [dataclasses.asdict(one) for one in self.outputs]

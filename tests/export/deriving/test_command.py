@@ -54,6 +54,7 @@ def test_a_decoder_makes_the_rows_of_a_member(repository: Path) -> None:
         (["tokenizer", "hf:./nothing"], "got no such folder, expected a folder with tokenizer.json, or a hub id"),
         (["tokenizer", "hf:{bert}", "--over-length", "cut"], "got cut, expected truncate or refuse"),
         (["tokenizer", "hf:{bert}", "--empty", "yes"], "got yes, expected refuse or keep"),
+        (["tokenizer", "hf:{bert}", "--padding-side", "both"], "got both, expected right or left"),
         (["tokenizer", "hf:{bert}", "--name", "digits_small"], "got another model called digits_small"),
         (["tokenizer", "hf:{bert}", "--name", "a/b"], "expected letters, digits"),
         (["image-decoder"], "got neither"),

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from export.deriving.served.tokens import RowTokens, TextError
 from export.deriving.tokenizer import tokenizer_model
 from export.deriving.writing import write_deriving
-from orchestrator.errors import ExportError, SpecError
+from orchestrator.cli.plan_derived import with_derived
+from orchestrator.errors import DataError, ExportError, SpecError
 from orchestrator.repository.check import check
-from orchestrator.spec import manifest_from_path
+from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, manifest_from_path
 from orchestrator.spec.deriving import deriving_from_path
 from tests.export.deriving.builders import MAX_LENGTH, SHAPES, save_tokenizer
 from tests.fakes.triton import FakeTriton, InferenceResponse, Request, TritonError, TritonModelError
@@ -200,6 +201,28 @@ def test_the_folders_of_the_shapes_decide_padding_and_length(repository: Path) -
     assert [masks[shape][0, 0] for shape in SHAPES] == [1, 1, 0], "the last one pads on the left"
     assert all(mask.shape == (2, MAX_LENGTH) for mask in masks.values())
     assert options["roberta"](two)["input_ids"][0, -1] == 1, "its pad id"
+
+
+def test_a_tokenizer_of_the_left_pads_on_the_right_where_asked_and_only_then_fits_plans(
+    repository: Path, tmp_path: Path
+) -> None:
+    model = tokenizer_model(f"hf:{repository.parent / 'sources' / 'deberta'}", padding_side="right")
+    manifest, _ = write_deriving(tmp_path, model, force=False)
+    assert not manifest.pads_left
+    mask = RowTokens(tmp_path / manifest.name / "1", **manifest.options)([b"a", ALIVE.encode()])["attention_mask"]
+    assert mask[0].tolist() == sorted(mask[0], reverse=True)
+    ids = InputSpec(name="input_ids", dtype="INT64", dims=(-1,))
+    spec = CascadeSpec(
+        name="c",
+        classes=2,
+        inputs=(ids,),
+        stages=(Stage(members=(Member(name="m", output="logits"),)),),
+    )
+    assert with_derived(spec, [manifest.name], tmp_path).inputs == (
+        InputSpec(name="text", dtype="STRING", dims=(1,)),
+    )
+    with pytest.raises(DataError, match="got padding on the left, expected on the right; export it again with"):
+        with_derived(spec, [manifest.name], repository)
 
 
 def test_a_manifest_says_how_a_plan_derives(repository: Path) -> None:
