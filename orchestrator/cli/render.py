@@ -12,6 +12,7 @@ from orchestrator.cli.check import print_report
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.check import CheckReport
 from orchestrator.repository.checked import render_checked
+from orchestrator.repository.derive import derived_spec
 from orchestrator.repository.files import Rendering
 from orchestrator.repository.index import plans_in
 from orchestrator.repository.render import ensemble_from_cascade
@@ -38,6 +39,10 @@ def render(
     ensemble: Annotated[
         str | None, typer.Option(metavar="NAME", help="Render all members as Triton's own ensemble NAME instead.")
     ] = None,
+    derive: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="Have a tokenizer or another model of the repository make inputs."),
+    ] = None,
     model_version: Annotated[
         int | None, typer.Option(help="Version folder to write; the newest if not given.")
     ] = None,
@@ -56,6 +61,9 @@ def render(
     Example: committee render build/cascade.json --repository model_repository
     """
     cascades, ensembles = _wanted(plans or [], repository, ensemble)
+    if derive:
+        cascades = [derived_spec(one, repository, derive) for one in cascades]
+        ensembles = [derived_spec(one, repository, derive) for one in ensembles]
     if output is not None and (model_version is not None or force):
         raise RepositoryError("render --output", got="--model-version or --force", expected="neither with it")
     done, report = render_checked(

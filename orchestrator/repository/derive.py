@@ -1,0 +1,67 @@
+"""Plans whose tensors a model of the repository makes, where requests would have to bring them."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.errors import RepositoryError
+from orchestrator.repository.members import MemberFacts, adopted_spec, facts_from_folder, facts_of_member
+from orchestrator.spec import CascadeSpec, Derived, DerivedTensor, InputSpec
+from orchestrator.spec.manifest import Tensor
+from orchestrator.spec.request import plan_dtype
+
+
+def derived_spec(spec: CascadeSpec, repository: Path, models: Sequence[str]) -> CascadeSpec:
+    """The plan with inputs that these models make derived instead, and with the inputs of these models.
+
+    Raises:
+        RepositoryError: a model is missing, has no configuration, or makes nothing that the plan has as an input.
+    """
+    spec = adopted_spec(spec, {one.name: facts_of_member(repository / one.name) for one in spec.members})
+    for name in models:
+        # What members read stands in their maps, because the plan's inputs change.
+        spec = spec.with_members(lambda one, now=spec: dataclasses.replace(one, inputs=now.tensors_of(one)))  # type: ignore[misc]
+        spec = _with_model(spec, name, _facts(repository / name))
+    return spec
+
+
+def _facts(folder: Path) -> MemberFacts:
+    facts = facts_from_folder(folder) if folder.is_dir() else None
+    if facts is None or facts.inputs is None or facts.outputs is None:
+        got = "no such model" if facts is None else "no config.pbtxt that names its tensors"
+        raise RepositoryError(f"deriving model {folder.name} in {folder.parent}", got=got)
+    return facts
+
+
+def _with_model(spec: CascadeSpec, name: str, facts: MemberFacts) -> CascadeSpec:
+    outputs = facts.outputs or {}
+    made = [one for one in spec.inputs if one.name in outputs]
+    if not made:
+        got, expected = ", ".join(outputs), ", ".join(one.name for one in spec.inputs)
+        what = f"deriving model {name}"
+        raise RepositoryError(what, got=f"outputs {got}", expected=f"one of the plan's inputs {expected}")
+    left = {one.name: one for one in spec.inputs if one not in made}
+    reads = {}
+    for tensor in (facts.inputs or {}).values():
+        source = _source(tensor, left)
+        reads[tensor.name] = source.name
+        left.setdefault(source.name, source)
+    model = Derived(
+        name=name,
+        inputs=reads,
+        outputs=tuple(
+            DerivedTensor(name=one.name, dtype=one.dtype, dims=one.dims, pad=one.pad, buckets=one.buckets)
+            for one in made
+        ),
+        max_batch_size=facts.max_batch_size or 1,
+    )
+    return dataclasses.replace(spec, inputs=tuple(left.values()), derived=(*spec.derived, model))
+
+
+def _source(tensor: Tensor, known: dict[str, InputSpec]) -> InputSpec:
+    """The input that a model's tensor gets: that of its name, else the only one like it, else a new one."""
+    dtype = plan_dtype(tensor.dtype)
+    alike = [one for one in known.values() if (one.dtype, one.dims) == (dtype, tensor.dims)]
+    if tensor.name in known:
+        return known[tensor.name]
+    return alike[0] if len(alike) == 1 else InputSpec(name=tensor.name, dtype=dtype, dims=tensor.dims)
