@@ -88,6 +88,14 @@ ColumnsOption = Annotated[
         show_default=False,
     ),
 ]
+DeriveOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Models that make tensors which members read, such as a tokenizer.",
+        show_default=False,
+    ),
+]
 ADDRESS = "host:port in clear, or grpcs://host:port with TLS."
 Ca = Annotated[
     Path | None,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from orchestrator.cli.console import listed_names, new_table, print_json, progress, stdout_console
+from orchestrator.cli.console import DeriveOption, listed_names, new_table, print_json, progress, stdout_console
 from orchestrator.cli.plan_pool import pool_from_records, restricted
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError, InfeasibleError
@@ -116,14 +116,7 @@ def plan(
     repository: Annotated[Path, typer.Option(help="Model repository with the members' manifests.")] = Path(
         "model_repository"
     ),
-    derive: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Models of the repository that make tensors which members read, such as a tokenizer.",
-            show_default=False,
-        ),
-    ] = None,
+    derive: DeriveOption = None,
     report: Annotated[
         Path | None,
         typer.Option(help="Folder for a report: one page to read and try thresholds on, and its pictures."),

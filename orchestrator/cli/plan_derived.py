@@ -11,11 +11,13 @@ from orchestrator.spec.deriving import DerivingManifest, deriving_from_path
 from orchestrator.spec.manifest import MANIFEST
 
 
-def with_derived(spec: CascadeSpec, names: Sequence[str], repository: Path) -> CascadeSpec:
+def with_derived(
+    spec: CascadeSpec, names: Sequence[str], repository: Path, *, skip_unread: bool = False
+) -> CascadeSpec:
     """A plan whose requests bring what the deriving models of a repository read, and not what these make.
 
     Its members must not say yet what they read. Raises DataError where a model has no manifest, or makes nothing
-    that a member reads, SpecError where the manifest is wrong or a member's.
+    that a member reads unless such ones are to be skipped, SpecError where the manifest is wrong or a member's.
     """
     for name in names:
         path = repository / name / MANIFEST
@@ -28,6 +30,8 @@ def with_derived(spec: CascadeSpec, names: Sequence[str], repository: Path) -> C
             raise DataError(f"`derive` {name}", got="padding on the left", expected="on the right", fix=fix)
         known = {one.name: one for one in spec.inputs}
         made = {one.name for one in manifest.outputs}
+        if skip_unread and not made & set(known):
+            continue
         if not made & set(known):
             got, expected = f"a model that makes {', '.join(made)}", f"some of {', '.join(known)}"
             raise DataError(f"`derive` {name}", got=got, expected=f"{expected}, which members read")

@@ -96,15 +96,28 @@ def pool_from_records(
     dense = manifests and all(one.takes_one_dense_tensor for one in manifests.values())
     takes = _input(next(iter(manifests.values()))) if dense else UNKNOWN_INPUT
     base = pool_spec(members, records, name=name, cost_unit=unit, takes=takes)
-    if derive:
-        base = with_derived(dataclasses.replace(base, inputs=adopted_spec(base, facts).inputs), derive, repository)
+    recorded = [] if derive else _recorded_derived(records)
+    known = [model for model in recorded if (repository / model / MANIFEST).is_file()]
+    if derive or known:
+        base = with_derived(
+            dataclasses.replace(base, inputs=adopted_spec(base, facts).inputs),
+            derive or known,
+            repository,
+            skip_unread=not derive,
+        )
+    away = [
+        f"{model} made tensors of the records, and has no manifest in {repository}: requests must bring them, or "
+        "the plan needs an entry under `derived`"
+        for model in recorded
+        if model not in known
+    ]
     spec = adopted_spec(base, facts)
     spec = dataclasses.replace(spec, labels=_class_names(spec.members, records, repository))
     return MemberPool(
         spec=spec,
         # Records of outputs that were computed elsewhere do not say which members are random; manifests do.
         random_weights=tuple(member for member, manifest in manifests.items() if manifest.random_weights),
-        notes=tuple(_kind_notes(members, records) + serving_notes(spec, facts, repository)),
+        notes=tuple(_kind_notes(members, records) + serving_notes(spec, facts, repository) + away),
     )
 
 
@@ -125,6 +138,14 @@ def _same_files(manifests: dict[str, Manifest], known: dict[str, dict[str, Any]]
         recorded = (facts.get("sha256", manifest.sha256), facts.get("data_files", manifest.data_files))
         if recorded != (manifest.sha256, manifest.data_files):
             raise DataError(f"records of {member}", got="another model file", fix="record again")
+
+
+def _recorded_derived(records: Records) -> list[str]:
+    """The models that made tensors when the records were made."""
+    names = records.meta.get("derived", {})
+    if not isinstance(names, dict):
+        raise DataError("records, meta derived", got=repr(names)[:WRONG_VALUE_LETTERS], expected="an object")
+    return list(names)
 
 
 def _input(manifest: Manifest) -> InputSpec:

@@ -13,6 +13,7 @@ from orchestrator.cli.console import (
     Ca,
     Cert,
     ColumnsOption,
+    DeriveOption,
     Headers,
     Key,
     TextOption,
@@ -92,6 +93,7 @@ def record(
     column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
     text: TextOption = None,
     columns: ColumnsOption = None,
+    derive: DeriveOption = None,
     id_column: Annotated[str | None, typer.Option(help="Array or column that holds the ids.")] = None,
     label_column: Annotated[
         str | None, typer.Option("--label-column", "--label", help="Array or column that holds the labels.")
@@ -168,6 +170,7 @@ def record(
         cost=_by_member("--cost", cost, asked, form=f"NAME=COST with {COSTS},", read=_cost),
         output_kind=_by_member("--output-kind", output_kind, asked, form=f"NAME=KIND, {kinds},", read=known.get),
         output_tensor=_by_member("--output-tensor", output_tensor, asked, form="NAME=TENSOR", read=str),
+        derive=listed_names(derive),
         timeout_s=timeout_s,
     )
     options = RecordOptions(

@@ -252,6 +252,16 @@ class SyncClient(Asker):
         requests = requests_from_rows(info, rows, wanted=(output,), version=version)
         return scores_from_parts(self._asked(requests), output, requests=requests)
 
+    def outputs(self, model: str, rows: AnyRows) -> dict[str, Rows]:
+        """All outputs of a model by name, for rows of one shape that fit into one request.
+
+        Raises:
+            InputError: the rows do not fit.
+            ClientError: see the leaves.
+        """
+        (request,) = requests_from_rows(self.metadata(model), rows, wanted=None)
+        return self._sent(request)[0]
+
     def _asked(self, requests: Sequence[Request]) -> list[Part]:
         if len(requests) == 1:
             return [self._sent(requests[0])]

@@ -108,6 +108,7 @@ def answered_pieces(task: RecordingTask, *, start: int = 0) -> Generator[Recorde
 
 def _answered(task: RecordingTask, piece: RowPiece) -> RecordedPiece:
     loaded, skipped = _labelled(task, piece.load())
+    loaded = task.pool.completed(loaded)
     if loaded.refused and not task.skip_bad:
         first = loaded.refused[0]
         raise DataError(
@@ -308,6 +309,7 @@ def _header(task: RecordingTask, options: RecordOptions) -> dict[str, Any]:
         "members": pool.about(),
         "member_order": list(pool.names),
         "cost": dict(pool.cost),
+        **pool.about_derived(),
         "asked": pool.asked,
         "piece_rows": pool.piece_rows(),
     }

@@ -15,6 +15,7 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.errors import DataError, InputError, repeated
 from orchestrator.local import LocalMembers
 from orchestrator.planner.goal import ENSEMBLE
+from orchestrator.recording.deriving import Deriver, local_deriver, served_deriver, with_inputs
 from orchestrator.recording.scores import (
     about_member,
     check_class_names,
@@ -23,6 +24,7 @@ from orchestrator.recording.scores import (
     with_scores,
 )
 from orchestrator.repository.index import class_names_by_member, common_names, readable_config, served_version
+from orchestrator.rows.blocks import RowBlock
 from orchestrator.spec import Manifest, Preprocess, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE
@@ -54,6 +56,7 @@ class RecordingPool:
         kinds: output kind and what states it; members of unstated kind are absent.
         served: the version that a server answers from, None where that is not known.
         label_files: class names by the label file that a member's configuration names.
+        derivers: models that make tensors which members read, in the order in which they are asked.
     """
 
     infos: Mapping[str, ModelInfo]
@@ -66,6 +69,7 @@ class RecordingPool:
     kinds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     served: Mapping[str, int | None] = field(default_factory=dict)
     label_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    derivers: tuple[Deriver, ...] = ()
 
     def version_notes(self) -> list[str]:
         """Notes on manifests of other versions than are served, whose hashes are those of other files."""
@@ -86,10 +90,17 @@ class RecordingPool:
         """The first member, with the inputs of all; where all have one of the same kind that is the first's."""
         first = next(iter(self.infos.values()))
         kinds = {tuple(map(_kind, info.inputs)) for info in self.infos.values()}
-        if len(kinds) == 1 and len(first.inputs) == 1:
+        if len(kinds) == 1 and len(first.inputs) == 1 and not self.derivers:
             return first
-        inputs = {tensor.name: tensor for info in self.infos.values() for tensor in info.inputs}
+        read = {tensor.name: tensor for info in self.infos.values() for tensor in info.inputs}
+        inputs = with_inputs(read, self.derivers)
         return dataclasses.replace(first, name=", ".join(self.names), inputs=tuple(inputs.values()))
+
+    def completed(self, block: RowBlock) -> RowBlock:
+        """The rows with the tensors that models make; rows of which one makes none are refused."""
+        for one in self.derivers[::-1]:
+            block = one.completed(block, self.info.inputs[0].name)
+        return block
 
     def scores(self, name: str, rows: AnyRows) -> npt.NDArray[np.float32]:
         """Scores of a member, float32 (n, k), from rows that have the inputs of all."""
@@ -114,6 +125,11 @@ class RecordingPool:
     def about(self) -> dict[str, dict[str, Any]]:
         """What records keep about each member, without the kind of its scores."""
         return {name: about_member(self.manifests.get(name), self.infos[name]) for name in self.names}
+
+    def about_derived(self) -> dict[str, dict[str, Any]]:
+        """What records keep of models that make tensors: their files by name; nothing where there are none."""
+        models = {one.info.name: one.sha256 for one in self.derivers}
+        return {"derived": models} if models else {}
 
     def preprocess(self) -> Preprocess:
         """How pictures become rows; InputError where no manifest says it, or two contradict each other."""
@@ -150,6 +166,7 @@ def opened_pool(
     cost: Mapping[str, float] | None = None,
     output_kind: Mapping[str, str] | None = None,
     output_tensor: Mapping[str, str] | None = None,
+    derive: Sequence[str] = (),
     timeout_s: float = 60.0,
 ) -> Iterator[RecordingPool]:
     """Opens members, and closes what has to be closed.
@@ -161,6 +178,7 @@ def opened_pool(
         cost: cost per row of members that have no manifest, or instead of the manifest's MACs.
         output_kind: "logits" or "probabilities" of members whose manifest or served configuration does not say it.
         output_tensor: output with the scores of members of which several outputs may hold them.
+        derive: models that make tensors which members read, such as tokenizers.
         timeout_s: longest wait for one answer of the server.
 
     Raises:
@@ -175,7 +193,9 @@ def opened_pool(
             got = f"{', '.join(strange)}, not recorded"
             raise DataError(f"`{argument}`", got=got, expected=f"one of {', '.join(names)}")
     if url is None:
-        yield _checked(_local(names, repository, cost, tensors), kinds)
+        pool = _local(names, repository, cost, tensors)
+        derivers = tuple(local_deriver(repository, name) for name in derive)
+        yield _checked(dataclasses.replace(pool, derivers=derivers), kinds)
         return
     # A fifth of a second to import, and not needed for members in this process.
     from orchestrator.client.over_grpc import GrpcClient
@@ -200,6 +220,7 @@ def opened_pool(
             # The client keeps several parts of a piece in flight by itself.
             workers=1,
             label_files=class_names_by_member(repository, {name: info.scores for name, info in infos.items()}),
+            derivers=tuple(served_deriver(client, name) for name in derive),
         )
         yield _checked(pool, kinds)
 

@@ -126,6 +126,7 @@ def meta_of(
         "data": data,
         "data_sha256": sha256,
         "members": {name: {**one, "output_kind": kind_of(name, seen[name], pool.kinds)} for name, one in about},
+        **pool.about_derived(),
         "asked": pool.asked,
         "labels_by": source.labels.by,
         "skipped_rows": len(skipped),

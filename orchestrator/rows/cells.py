@@ -119,7 +119,8 @@ def _found(
         return others
     got = f"columns {', '.join(names) or 'none'}"
     if not alone:
-        raise DataError(what, got=got, expected=f"a column {tensor.name}, as the model's input is named")
+        expected = f"a column {tensor.name}, as the model's input is named"
+        raise DataError(what, got=got, expected=expected, fix="name a model that makes it with `record.derive`")
     if tensor.is_text:
         raise DataError(what, got=got, expected="a column of text", fix="see `text`")
     if len(tensor.shape) != 2:
