@@ -97,11 +97,11 @@ def pool_from_records(
     takes = _input(next(iter(manifests.values()))) if dense else UNKNOWN_INPUT
     base = pool_spec(members, records, name=name, cost_unit=unit, takes=takes)
     recorded = [] if derive else _recorded_derived(records)
-    known = [model for model in recorded if (repository / model / MANIFEST).is_file()]
-    if derive or known:
+    there = [model for model in recorded if (repository / model / MANIFEST).is_file()]
+    if derive or there:
         base = with_derived(
             dataclasses.replace(base, inputs=adopted_spec(base, facts).inputs),
-            derive or known,
+            derive or there,
             repository,
             skip_unread=not derive,
         )
@@ -109,7 +109,7 @@ def pool_from_records(
         f"{model} made tensors of the records, and has no manifest in {repository}: requests must bring them, or "
         "the plan needs an entry under `derived`"
         for model in recorded
-        if model not in known
+        if model not in there
     ]
     spec = adopted_spec(base, facts)
     spec = dataclasses.replace(spec, labels=_class_names(spec.members, records, repository))
