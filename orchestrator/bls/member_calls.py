@@ -157,7 +157,10 @@ class MemberCalls:
             text = for_clients(f"{type(error).__name__} {error}")
             call.underived = dict.fromkeys(range(len(call.rows)), text)
         for work in works[1:]:
-            self._helpers.submit(work)
+            try:
+                self._helpers.submit(work)
+            except RuntimeError:  # no thread to be had: one after the other
+                work()
         works[0]()
 
     def _cost_of(self, stage: int, asked: Sequence[int]) -> float:

@@ -7,7 +7,8 @@ from pathlib import Path
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.members import MemberFacts, adopted_spec, facts_from_folder, facts_of_member
 from orchestrator.spec import CascadeSpec, Derived, DerivedTensor, InputSpec
-from orchestrator.spec.manifest import Tensor
+from orchestrator.spec.deriving import DerivingManifest, deriving_from_path, is_deriving
+from orchestrator.spec.manifest import MANIFEST, Tensor
 from orchestrator.spec.request import plan_dtype
 
 
@@ -21,8 +22,19 @@ def derived_spec(spec: CascadeSpec, repository: Path, models: Sequence[str]) -> 
     for name in models:
         # What members read stands in their maps, because the plan's inputs change.
         spec = spec.with_members(lambda one, now=spec: dataclasses.replace(one, inputs=now.tensors_of(one)))  # type: ignore[misc]
-        spec = _with_model(spec, name, _facts(repository / name))
+        spec = _with_model(spec, name, _facts(repository / name), _manifest(repository / name / MANIFEST))
     return spec
+
+
+def _manifest(path: Path) -> DerivingManifest | None:
+    """What the export says of the model; None for one that was not exported."""
+    if not path.is_file() or not is_deriving(path):
+        return None
+    manifest = deriving_from_path(path)
+    if manifest.pads_left:
+        what, fix = f"deriving model {manifest.name}", "export it again with `tokenizer.padding_side=right`"
+        raise RepositoryError(what, got="padding on the left", expected="on the right", fix=fix)
+    return manifest
 
 
 def _facts(folder: Path) -> MemberFacts:
@@ -33,7 +45,9 @@ def _facts(folder: Path) -> MemberFacts:
     return facts
 
 
-def _with_model(spec: CascadeSpec, name: str, facts: MemberFacts) -> CascadeSpec:
+def _with_model(
+    spec: CascadeSpec, name: str, facts: MemberFacts, manifest: DerivingManifest | None
+) -> CascadeSpec:
     outputs = facts.outputs or {}
     made = [one for one in spec.inputs if one.name in outputs]
     if not made:
@@ -46,14 +60,22 @@ def _with_model(spec: CascadeSpec, name: str, facts: MemberFacts) -> CascadeSpec
         source = _source(tensor, left)
         reads[tensor.name] = source.name
         left.setdefault(source.name, source)
+    pads = {} if manifest is None else {one.name: one.pad or 0 for one in manifest.outputs}
     model = Derived(
         name=name,
         inputs=reads,
         outputs=tuple(
-            DerivedTensor(name=one.name, dtype=one.dtype, dims=one.dims, pad=one.pad, buckets=one.buckets)
+            DerivedTensor(
+                name=one.name,
+                dtype=one.dtype,
+                dims=one.dims,
+                pad=one.pad or pads.get(one.name, 0),
+                buckets=one.buckets,
+            )
             for one in made
         ),
         max_batch_size=facts.max_batch_size or 1,
+        sha256=None if manifest is None else manifest.sha256,
     )
     return dataclasses.replace(spec, inputs=tuple(left.values()), derived=(*spec.derived, model))
 

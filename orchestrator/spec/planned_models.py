@@ -63,8 +63,8 @@ class PlannedModel:
         self._pinned = planned.version is not None
         self._folder = repository / planned.name
         self.is_seen = self._folder.is_dir()  # this process may not be able to see it
-        # The plan has a hash of the model file, and it is to be compared.
-        self.has_hash = planned.sha256 is not None and verify_files
+        # The plan has a hash of the model file, and what it answers shows whether it is that file.
+        self.has_hash = planned.sha256 is not None and verify_files and not isinstance(planned, Derived)
         self._expected = self._expected_files(planned) if verify_files and self.is_seen else {}
         self._digests: dict[Path, tuple[tuple[int, ...], str]] = {}
 

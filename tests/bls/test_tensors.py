@@ -1,6 +1,7 @@
 """Rows of several tensors, of text, of lengths that vary, and tensors derived for them, over the fake server."""
 
 import dataclasses
+import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -327,3 +328,23 @@ def test_a_length_may_be_any_axis() -> None:
     assert (column[0, :, 1:] == 9).all()
     back = unpadded({"x": column}, {"x": tensor})["x"]
     assert [row.shape for row in back] == [(2, 1, 3), (2, 3, 3)]
+
+
+def test_a_deriving_models_file_is_watched_as_a_members_is(tmp_path: Path) -> None:
+    path = tmp_path / "repository" / DERIVING / "1" / "model.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("derives")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    spec = spec_of(LATER)
+    spec = dataclasses.replace(spec, derived=(dataclasses.replace(spec.derived[0], sha256=digest),))
+    fake = server(LATER)
+    with loaded(tmp_path, fake, spec) as model:
+        assert label(ask_all(model, [asking(LATER, HARD)])[0]) == [2]
+        path.write_text("derives otherwise")
+        eventually(lambda: ask_all(model, [asking(LATER, EASY)])[0].error() is not None)
+        code, message = refusal(ask_all(model, [asking(LATER, EASY)])[0])
+    assert code == TritonError.UNAVAILABLE
+    assert "member tokens is not as planned" in message
+    assert not [line for line in fake.log if "probe" in line], fake.log
+    # Asked for rows alone, not by the watch.
+    assert [rows for name, rows in fake.asked if name == DERIVING] == [1]

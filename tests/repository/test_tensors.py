@@ -14,7 +14,8 @@ from orchestrator.repository.check import check
 from orchestrator.repository.configs import cascade_config
 from orchestrator.repository.derive import derived_spec
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
-from orchestrator.spec import CascadeSpec, InputSpec, Member, cascade_from_path, json_from_cascade
+from orchestrator.spec import CascadeSpec, InputSpec, Member, TensorSpec, cascade_from_path, json_from_cascade
+from orchestrator.spec.deriving import DerivingManifest, PaddedTensor, json_from_deriving
 from tests.cli.test_render import APP
 from tests.repository.builders import TOKENS, add_member, spec_of, token_model
 
@@ -158,3 +159,19 @@ def test_a_member_that_reads_more_than_the_plan_gives_is_a_fault(repository: Pat
     render(spec, repository)
     found = [one.text for one in check(repository).faults if one.field == "member large"]
     assert found == ["needs inputs attention_mask too, expected input_ids alone"]
+
+
+def test_what_the_export_says_of_a_tokenizer_is_taken(repository: Path) -> None:
+    outputs = tuple(PaddedTensor(name=one.name, dtype="INT64", dims=(-1,), pad=7.0) for one in TOKENS)
+    manifest = DerivingManifest(
+        name="tokens", derives="tokens", file="1/model.py", sha256="a" * 64, source="made up", outputs=outputs,
+        inputs=(TensorSpec(name="TEXT", dtype="STRING", dims=(1,)),),
+    )  # fmt: skip
+    (repository / "tokens/manifest.json").write_text(json_from_deriving(manifest))
+    (model,) = derived(repository).derived
+    assert [one.pad for one in model.outputs] == [7, 7]
+    assert model.sha256 == "a" * 64
+    left = dataclasses.replace(manifest, options={"padding_side": "left"})
+    (repository / "tokens/manifest.json").write_text(json_from_deriving(left))
+    with pytest.raises(RepositoryError, match="got padding on the left, expected on the right; export it again"):
+        derived(repository)
