@@ -112,7 +112,7 @@ def docstrings_split(name: str) -> DocstringsSplit:
 
 def unlabelled_texts() -> tuple[str, ...]:
     """Paragraphs of the other subpackages of the libraries, none of whose texts is a row; raises DataError."""
-    rows = {row.key for row in _all_paragraphs()}
+    rows = {row.key for row in _distinct(_all_paragraphs())}
     found: dict[str, str] = {}
     for library in LIBRARIES:
         for file, where in _files(library):

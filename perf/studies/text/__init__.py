@@ -1,0 +1,1 @@
+"""A text committee: members trained on paragraphs of docstrings, and the plans that they allow."""

@@ -1,0 +1,174 @@
+"""`python -m perf text` and `text-study`: train the docstrings members, and see which plans they allow."""
+
+import json
+import textwrap
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from export.commands.console import needs, progress_on
+from orchestrator.planner.records import write_records
+from orchestrator.repository.files import write_all
+from perf.harness.report import markdown_table
+
+REPOSITORY = Path("perf/text/model_repository")
+PAGE = Path("docs/text-study.md")
+_WIDTH = 118
+_ABOUT = """
+**No public benchmark.** Rows are paragraphs of the docstrings of scipy, scikit-learn and matplotlib, and the
+question is which of 20 subpackages a paragraph documents. Names of libraries and of classes are taken out of
+the text, duplicates are dropped, and all paragraphs of a docstring lie in the same part. It is real text that
+needs no download; it says nothing of other text. The members are small and trained here, on the fit part, by
+`python -m perf text`: TF-IDF with logistic regression, and encoders behind one tokeniser that learn from labels
+and from a model of letters that had not seen the row.
+
+Plans are chosen on {plan:,} plan rows and judged once on {test:,} test rows. Intervals are 95 %. Time is that
+of ONNX Runtime with {threads} threads in one process on {cpu}, the tokeniser included, rows in their order:
+median, least and most of {rounds} rounds in which all take turns. Other work on the machine raises it, and what
+a server adds to each request is not in it.
+"""
+_PLANS = """
+The most accurate member on the plan part is {best}; differences are from it, in points, on the test part. Times
+as fast is that member's time over the plan's, one row at a time and in batches of 32; deferred rows are
+gathered to full batches, and the decision between the stages is not in the time.
+"""
+_MEMBER_HEAD = (
+    "member",
+    "parameters",
+    "MACs per row",
+    "plan, %",
+    "test, %",
+    "ms per row, 1 at a time",
+    "32 at a time",
+)
+_PLAN_HEAD = ("asked for", "stages", "combine", "exits, %", "test, %", "difference", "times as fast, 1", "32")
+
+
+def text(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model repository to write into.")] = REPOSITORY,
+    only: Annotated[list[str] | None, typer.Option(help="A member to make, may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order, masked words and dropout.")] = 0,
+    force: Annotated[bool, typer.Option(help="Train again even where a member is up to date.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Train a linear model and encoders on docstrings, which subpackage is a paragraph about?, and export them.
+
+    It takes minutes on two cores; the members are committed, so nobody has to. The encoders' tokeniser goes into
+    the folder tokenizer beside the repository.
+
+    Example: python -m perf text --only docstrings_tiny -o build/text/model_repository
+    """
+    with needs("perf text"):
+        # Optional packages, and slow to import.
+        from perf.studies.text.members import export_text
+    begun_s = time.monotonic()
+    with progress_on("text") as progress:
+        done = export_text(output, only=only or (), seed=seed, force=force, progress=progress)
+    document = {"members": done, "repository": str(output), "seconds": round(time.monotonic() - begun_s, 1)}
+    lines = [f"{output / name}: {what}" for name, what in done.items()]
+    typer.echo(json.dumps(document) if as_json else "\n".join(lines))
+
+
+def text_study(
+    repository: Annotated[Path, typer.Option(help="Model repository of the members.")] = REPOSITORY,
+    page: Annotated[Path, typer.Option(help="Page to write; its figures go beside it as JSON.")] = PAGE,
+    records: Annotated[
+        Path, typer.Option(help="Folder for plan.npz and test.npz, which `committee plan` and `evaluate` read.")
+    ] = Path("build/text"),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of timing.")] = 5,
+) -> None:
+    """Record the docstrings members on the plan and test parts, time them here, plan, and write what comes out.
+
+    Example: python -m perf text-study --rounds 3
+    """
+    with needs("perf text-study"):
+        # Optional packages, and slow to import.
+        from perf.studies.text.members import MEMBERS
+        from perf.studies.text.study import study
+    with progress_on("text-study") as progress:
+        results, parts = study(repository, list(MEMBERS), rounds=rounds, say=progress)
+    for part, found in parts.items():
+        records.mkdir(parents=True, exist_ok=True)
+        write_records(found, records / f"{part}.npz")
+    figures = json.dumps(results, indent=1) + "\n"
+    write_all(page.parent, {page.with_suffix(".json").name: figures, page.name: md_from_results(results)})
+    typer.echo(f"Written: {page}, {page.with_suffix('.json')}, {records}/plan.npz, {records}/test.npz")
+
+
+def md_from_results(results: dict[str, Any]) -> str:
+    """The page about the study, from its figures."""
+    rows, machine = results["rows"], results["machine"]["cpu"]
+    about = _ABOUT.format(
+        plan=rows["plan"], test=rows["test"], threads=results["threads"], cpu=machine, rounds=results["rounds"]
+    )
+    paragraphs = [_filled(one) for one in about.split("\n\n")]
+    members = markdown_table(_MEMBER_HEAD, map(_member_row, results["members"]))
+    plans = markdown_table(_PLAN_HEAD, map(_plan_row, results["plans"]))
+    parts = (
+        "# A text committee: docstrings",
+        "<!-- Written by `python -m perf text-study`; edits are lost. -->",
+        *paragraphs,
+        "## Members",
+        "\n".join(members),
+        "## Plans",
+        _filled(_PLANS.format(best=results["best"])),
+        "\n".join(plans),
+        _filled(_outcome(results)),
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), _WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _member_row(line: dict[str, Any]) -> list[str]:
+    at = "" if line["macs_at"] is None else f" ({line['macs_at']} tokens)"
+    return [
+        line["name"],
+        f"{line['parameters']:,}",
+        f"{line['macs'] / 1e6:.2f} M{at}",
+        *(_accuracy(line[part]) for part in ("plan", "test")),
+        *(_time(line["ms"][batch]) for batch in ("1", "32")),
+    ]
+
+
+def _accuracy(facts: dict[str, Any]) -> str:
+    low, high = facts["ci95"]
+    return f"{100 * facts['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _time(facts: dict[str, float]) -> str:
+    return f"{facts['median']:.3f} ({facts['least']:.3f} to {facts['most']:.3f})"
+
+
+def _plan_row(line: dict[str, Any]) -> list[str]:
+    if line["stages"] is None:
+        return [line["asked"], f"none: {line['said']}", *[""] * 6]
+    test = line["test"]
+    low, high = test["difference_ci95"]
+    return [
+        line["asked"],
+        ", then ".join(" + ".join(stage) for stage in line["stages"]),
+        line["combine"],
+        " / ".join(f"{100 * share:.0f}" for share in test["exit_share"]),
+        _accuracy(test),
+        f"{100 * test['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+        *(f"{line['times_as_fast'][batch]:.1f}" for batch in ("1", "32")),
+    ]
+
+
+def _outcome(results: dict[str, Any]) -> str:
+    """What the tables come to."""
+    found = [line for line in results["plans"] if line["stages"] is not None]
+    if not found:
+        return "No plan is cheaper than the most accurate member at its accuracy."
+    line = found[0]
+    fast, (low, high) = line["times_as_fast"], line["test"]["difference_ci95"]
+    return (
+        f"Asked to be {line['asked']}, the plan is {fast['1']:.1f} times as fast one row at a time and "
+        f"{fast['32']:.1f} times in batches of 32, at {100 * line['test']['difference']:+.1f} "
+        f"[{100 * low:+.1f}, {100 * high:+.1f}] points of accuracy on the test part."
+    )
