@@ -290,7 +290,9 @@ def _folder_of(what: str, options: ExportOptions) -> Path:
         return path
     if path.exists() or what.startswith((".", "/", "~")) or what.count("/") > 1:
         got = "a file" if path.exists() else "no such folder"
-        raise ExportError(f"hf:{what}", got=got, expected=f"a folder with {CONFIG}, {PROCESSOR} and {WEIGHTS[0]}")
+        raise ExportError(
+            f"hf:{what}", got=got, expected=f"a folder with {CONFIG}, {WEIGHTS[0]}, and {PROCESSOR} of images"
+        )
     return _fetched(what, options)
 
 
@@ -313,7 +315,7 @@ def _fetched(hub_id: str, options: ExportOptions) -> Path:
         raise ExportError(
             f"hf:{hub_id}",
             got=f"no local folder of that name, and the hub did not give its files ({type(error).__name__})",
-            expected=f"{CONFIG}, {PROCESSOR} and {WEIGHTS[0]}",
+            expected=f"{CONFIG}, {WEIGHTS[0]}, and {PROCESSOR} of images",
             fix=f"where there is a network run `hf download {hub_id} {CONFIG} {PROCESSOR} {WEIGHTS[0]} "
             "--local-dir FOLDER`, bring FOLDER here and use hf:FOLDER",
         ) from error
