@@ -1,5 +1,6 @@
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,24 +10,56 @@ from tritonclient.grpc import model_config_pb2 as pb
 from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import config_from_path, config_from_text, differences, is_written_here, text_from_config
 from orchestrator.repository.configs import cascade_config, ensemble_config, member_config
-from orchestrator.spec import CascadeSpec, InputSpec, Limits, Member, Stage
+from orchestrator.spec import (
+    CascadeSpec,
+    Derived,
+    DerivedTensor,
+    InputSpec,
+    Limits,
+    Member,
+    RowTensor,
+    Stage,
+    cascade_from_json,
+    json_from_cascade,
+)
 from orchestrator.spec.request import INPUT_DTYPES
 from tests.repository.builders import manifest_of, spec_of
 
 TWO = spec_of(Member(name="small", output="logits"), Member(name="large", output="scores", inputs={"pixels": "x"}))
 
 
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_size=1, max_size=12)
+
+
+@st.composite
+def tensors(draw: st.DrawFn, made: type[RowTensor], name: str) -> Any:
+    """A tensor of numbers, of text, or of a length that varies."""
+    kind = draw(st.sampled_from(["fixed", "text", "length"]))
+    if kind == "text":
+        return made(name=name, dtype="STRING", dims=(1,))
+    dims = draw(st.lists(st.integers(1, 200), min_size=1, max_size=4))
+    dtype = draw(st.sampled_from(list(INPUT_DTYPES)))
+    if kind == "fixed":
+        return made(name=name, dtype=dtype, dims=tuple(dims))
+    dims[draw(st.integers(0, len(dims) - 1))] = -1
+    buckets = tuple(sorted(draw(st.sets(st.integers(1, 500), max_size=3))))
+    return made(name=name, dtype=dtype, dims=tuple(dims), pad=draw(st.integers(0, 1)), buckets=buckets)
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> CascadeSpec:
-    words = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_size=1, max_size=12)
+    words = WORDS
     names = draw(st.lists(st.from_regex(r"\A[a-z][a-z0-9_.\-]{0,8}\Z"), min_size=1, max_size=4, unique=True))
     members = tuple(Member(name=f"m_{name}", output=draw(words)) for name in names)
     classes = draw(st.integers(2, 5))
     labels = draw(st.none() | st.lists(words, min_size=classes, max_size=classes).map(tuple))
-    dims = tuple(draw(st.lists(st.integers(1, 200), min_size=1, max_size=4)))
+    own = draw(st.lists(words, min_size=1, max_size=5, unique=True))
+    cut = draw(st.integers(1, len(own)))
+    outputs = tuple(draw(tensors(DerivedTensor, name)) for name in own[cut:])
     return CascadeSpec(
         name="c",
-        inputs=(InputSpec(name=draw(words), dtype=draw(st.sampled_from(list(INPUT_DTYPES))), dims=dims),),
+        inputs=tuple(draw(tensors(InputSpec, name)) for name in own[:cut]),
+        derived=(Derived(name="deriving", inputs={"a": own[0]}, outputs=outputs),) if outputs else (),
         classes=classes,
         labels=labels,
         stages=(Stage(members=members),),
@@ -36,6 +69,8 @@ def specs(draw: st.DrawFn) -> CascadeSpec:
 
 @given(spec=specs())
 def test_what_is_written_reads_back_equal_and_the_same_bytes_twice(spec: CascadeSpec) -> None:
+    assert cascade_from_json(json_from_cascade(spec)) == spec
+    assert json_from_cascade(cascade_from_json(json_from_cascade(spec))) == json_from_cascade(spec)
     for config in (cascade_config(spec), ensemble_config(spec, max_batch_size=4)):
         text = text_from_config(config)
         assert config_from_text(text, subject="c") == config
