@@ -2,11 +2,12 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -34,6 +35,8 @@ from orchestrator.repository.index import cascade_in, labels_in, picture_reader
 from orchestrator.rows.blocks import ColumnNames
 from orchestrator.rows.named import NamedRow, named_rows
 from orchestrator.spec import CascadeSpec
+from orchestrator.spec.derived import ordered
+from orchestrator.spec.rows import AnyRows
 from orchestrator.spec.served_model import ModelInfo
 
 GRPC_URL, HTTP_URL = "127.0.0.1:8001", "127.0.0.1:8000"
@@ -153,8 +156,9 @@ def _ask(
         latency_ms = (time.perf_counter() - start) * 1000
         stages: list[StageExplanation] = []
         if spec is not None:
+            rows = _rows_of_members(client, spec, named.row)
             outputs = {
-                one.name: client.ask(one.name, named.row, version=one.version, output=one.output)
+                one.name: client.ask(one.name, rows[one.name], version=one.version, output=one.output)
                 for one in spec.members
             }
             stages = explain_rows(spec, outputs, policy=policy)
@@ -162,6 +166,20 @@ def _ask(
         # Only this process knows the user's name of the row.
         raise type(error)(f"{named.name}: {error.what}", got=error.got, fix=error.fix) from error
     return InferResult(named=named, answer=answer, latency_ms=latency_ms, stages=tuple(stages))
+
+
+def _rows_of_members(client: SyncClient, spec: CascadeSpec, row: AnyRows) -> dict[str, AnyRows]:
+    """What each member of a plan reads of a row; tensors that models make are made anew."""
+    if spec.has_one_tensor:
+        return {one.name: row for one in spec.members}
+    tensors = dict(row) if isinstance(row, Mapping) else {spec.inputs[0].name: np.asarray(row)}
+    for model in ordered(spec.derived, tensors)[0]:
+        read = {theirs: tensors[ours] for theirs, ours in spec.tensors_of(model).items()}
+        made = client.outputs(model.name, read)
+        tensors |= {one.name: made[one.source or one.name] for one in model.outputs}
+    return {
+        one.name: {theirs: tensors[ours] for theirs, ours in spec.tensors_of(one).items()} for one in spec.members
+    }
 
 
 def answers_table(asked: Sequence[InferResult], labels: Sequence[str] | None, *, title: str) -> Table:

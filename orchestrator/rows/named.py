@@ -102,8 +102,10 @@ def _digit(source: str) -> NamedRow:
 
 def _short(words: str) -> str:
     """Words as they stand in a table or an error: cut short, line ends escaped."""
-    if len(words) <= NAME and words.isprintable():
+    if words.strip() and len(words) <= NAME and words.isprintable():
         return words
+    if not words.strip():
+        return repr(words[:NAME])
     return repr(words[:NAME])[1:-1] + "..." * (len(words) > NAME)
 
 

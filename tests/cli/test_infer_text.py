@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 
 from orchestrator.__main__ import run
-from tests.fakes.kserve import FakeKServe, Slot, cascade_answer, images, text_answer, text_cascade
+from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
+from orchestrator.spec.derived import Derived, DerivedTensor
+from tests.cli.digits import write_plan
+from tests.fakes.kserve import (
+    CASCADE_OUTPUTS,
+    FakeKServe,
+    FakeModel,
+    Slot,
+    cascade_answer,
+    images,
+    text_answer,
+    text_cascade,
+)
 from tests.fakes.kserve_fronts import GrpcFront, HttpFront
 
 Infer = Callable[..., str]
@@ -115,6 +127,42 @@ def test_a_model_of_several_inputs_is_asked_with_json(infer: Infer) -> None:
     assert "input_ids: got 'x', expected a number" in infer(
         '{"input_ids": ["x"], "text": ""}', code=2, model="both"
     )
+
+
+def test_what_each_stage_makes_of_a_text_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids, text = Slot("ids", "INT64", (-1,)), Slot("text", "BYTES", (1,))
+
+    def logits(sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {"logits": np.stack([-sums, sums], axis=1).astype(np.float32)}
+
+    scores = (Slot("logits", "FP32", (2,)),)
+    short = FakeModel(
+        "short", lambda rows, _: logits(np.array([len(one) - 3 for (one,) in rows])), (text,), scores
+    )
+    sums = FakeModel("sums", lambda rows, _: logits(rows.sum(axis=1) - 5), (ids,), scores)
+    tokenizer = FakeModel("tok", lambda rows, _: {"tokens": np.array([[len(rows[0, 0])] * 2])}, (text,), (
+        Slot("tokens", "INT64", (-1,)),
+    ))  # fmt: skip
+    cascade = text_cascade("reviews", outputs=tuple(
+        Slot(one.name, one.dtype, (2,)) if one.name == "probabilities" else one for one in CASCADE_OUTPUTS
+    ))  # fmt: skip
+    spec = CascadeSpec(
+        name="reviews", classes=2, inputs=(InputSpec(name="text", dtype="STRING", dims=(1,)),),
+        derived=(Derived(name="tok", inputs={"text": "text"}, outputs=(
+            DerivedTensor(name="ids", dtype="INT64", dims=(-1,), source="tokens"),
+        )),),
+        stages=(
+            Stage(members=(Member(name="short", output="logits", inputs={"text": "text"}),), threshold=0.999),
+            Stage(members=(Member(name="sums", output="logits", inputs={"ids": "ids"}),)),
+        ),
+    )  # fmt: skip
+    write_plan(tmp_path, spec)
+    with GrpcFront(FakeKServe([cascade, short, sums, tokenizer])) as front:
+        words = ["infer", "-m", "reviews", "--url", front.address, "--repository", str(tmp_path), "--explain"]
+        assert run([*words, "--json", "abcd"]) == 0, capsys.readouterr()
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert [stage["members"] for stage in row["stages"]] == [["short"], ["sums"]]
+    assert [stage["top"][0][0] for stage in row["stages"]] == [1, 1]
 
 
 def test_json_by_curl_answers_the_same(fronts: SimpleNamespace, infer: Infer) -> None:
