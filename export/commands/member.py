@@ -28,8 +28,8 @@ def member(
         Argument(
             metavar="SOURCE...",
             help="hf:<hub id or folder>, timm:<name>, torchvision:<name>, torch:<module>:<callable>, onnx:<path>, "
-            "sklearn:<file of joblib>, lightgbm:<file>, xgboost:<file>, or a name of `python -m export zoo`. "
-            "NAME=SOURCE names the member.",
+            "sklearn:<file of joblib, which runs code>, lightgbm:<file>, xgboost:<file>, "
+            "or a name of `python -m export zoo`. NAME=SOURCE names the member.",
             show_default=False,
         ),
     ],
