@@ -16,6 +16,8 @@ import os
 import queue
 import re
 import secrets
+import socket
+import struct
 import sys
 import threading
 import time
@@ -34,6 +36,8 @@ FULL_WORDS = "rows wait for later stages"
 BUSY_WORDS = (DRAINING, FULL_WORDS, "maximum queue size", "Request timeout expired")
 # In those of one that had no time for the row, because of its load or because a member hangs.
 LATE_WORDS = ("deadline passed", "deadline too near")
+# What Triton says of a version that is not loaded, and of one whose process is dead.
+_AWAY_WORDS = ("Request for unknown model", "has no available versions", "Stub process")
 # Bytes of a zero by Triton dtype.
 _ZERO_BYTES = {"BOOL": 1, "BYTES": 4} | {
     f"{kind}INT{bits}": bits // 8 for kind in ("", "U") for bits in (8, 16, 32, 64)
@@ -45,6 +49,9 @@ _LOOK_AGAIN_S = 0.5  # that a loaded server gets at least, also where the time i
 # What a server's silence raises, and what an answer does that has another form than Triton's.
 _NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 _NO_TRITON = (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+# An answer of more bytes is no cascade's, and is known by its beginning; its end may be cut off.
+_MOST_READ_BYTES = 1 << 20
+_BEGINNING = re.compile(rb'\s*\{\s*"(id|model_name|model_version|parameters|outputs)"\s*:')
 _STATUS_WORDS = {1: "degraded", 2: "at its deadline"}
 # Where the server's models have their shared memory anyway, so that a read-only root does no harm.
 _MARKS = Path("/dev/shm")
@@ -193,6 +200,8 @@ def _error_text(body: bytes) -> str:
 
 
 def _said(body: bytes) -> str:
+    if len(body) > _MOST_READ_BYTES and _BEGINNING.match(body):
+        return ""
     for output in _document((200, body)).get("outputs", ()):
         if output["name"] == "status":
             words = [word for bit, word in _STATUS_WORDS.items() if int(output["data"][0]) & bit]
@@ -203,14 +212,30 @@ def _said(body: bytes) -> str:
 # -- draining -------------------------------------------------------------------------------------
 
 
-def mark_of(server: int) -> Path:
+def mark_of(server: int | str) -> Path:
     """The file that tells the cascades of the server with this process id to drain."""
     return _MARKS / f"committee_drain_{server}"
 
 
-def _start_of(server: int) -> str:
-    # By it the mark of an earlier server that had the same id is told apart.
-    return Path(f"/proc/{server}/stat").read_text().rpartition(") ")[2].split()[19]
+def _stat_of(process: int) -> list[str]:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+
+
+def start_of(server: int) -> str:
+    """When a process began, by which the mark of an earlier one with the same id is told apart."""
+    return _stat_of(server)[19]
+
+
+def namespace_of(process: int, kind: str) -> str:
+    """The kernel's name of a process's namespace, such as of "pid"."""
+    return str(Path(f"/proc/{process}/ns/{kind}").readlink())
+
+
+def _has_ended(server: int) -> bool:
+    try:
+        return _stat_of(server)[0] in ("Z", "X")
+    except OSError:
+        return True
 
 
 class DrainMark:
@@ -251,7 +276,7 @@ class DrainMark:
             if path.lstat().st_uid != os.getuid():
                 return False
             start, *models = path.read_text().split()
-            return start == _start_of(self._server) and self._model in models
+            return start == start_of(self._server) and self._model in models
         except (OSError, ValueError, IndexError):
             return False
 
@@ -273,65 +298,60 @@ def mark(servers: Iterable[int], models: Iterable[str]) -> None:
         new = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
         try:
             with new.open("x") as file:
-                file.write(" ".join([_start_of(server), *models]))
+                # The last word tells whoever removes old marks whether it can see the process.
+                file.write(" ".join([start_of(server), *models, namespace_of(server, "pid")]))
             new.replace(path)
         except BaseException:
             new.unlink(missing_ok=True)
             raise
 
 
-def wait_until_drained(url: str, repository: Path, models: Iterable[str], *, until_s: float) -> list[str]:
-    """Waits until cascades that were told to drain have answered what they had accepted.
+def wait_until_drained(
+    url: str, repository: Path, models: Iterable[str], *, servers: Sequence[int], until_s: float
+) -> list[str]:
+    """Waits, at most `until_s` on the monotonic clock, until cascades that were told to drain have answered all.
 
-    A version that is not loaded, or whose process is gone, has nothing to answer.
-
-    Args:
-        url: the server's HTTP address.
-        repository: its model repository.
-        models: names of the cascades.
-        until_s: the last moment, on the monotonic clock.
-
-    Returns:
-        Names of those that did not finish, or do not know how to drain.
+    A version that is not loaded, or whose process is gone, has nothing to answer, and nor have `servers`, process
+    ids, that have ended. An address where somebody else answers, or nobody, says nothing about it. Returns the
+    names of those that did not finish, or do not know how to drain.
     """
-    waiting = {
-        name: sorted(path.parent.name for path in repository.glob(f"{name}/*/cascade.json")) for name in models
-    }
+    plans = [(name, path) for name in models for path in sorted(repository.glob(f"{name}/*/cascade.json"))]
+    is_own = bool(_servers_at(url, servers))
     obeyed_by_s = min(until_s, time.monotonic() + _OBEYS_S)
     left = []
-    for name, versions in waiting.items():
-        for version in versions:
-            while True:
-                asked_s = time.monotonic()
-                pending = _pending(url, name, version, timeout_s=until_s - asked_s)
-                if pending == 0:
-                    break
-                # Asked too early, it may have taken the row in, and answers it as late as its neighbours.
-                if time.monotonic() >= until_s or (pending is None and asked_s >= obeyed_by_s):
-                    left.append(name)
-                    break
-                time.sleep(_POLL_S)
-    return left
+    for name, path in plans:
+        while not all(map(_has_ended, servers)):
+            asked_s = time.monotonic()
+            pending = _pending(url, name, path.parent.name, is_own=is_own, timeout_s=until_s - asked_s)
+            if pending == 0:
+                break
+            # Asked too early, it may have taken the row in, and answers it as late as its neighbours.
+            if time.monotonic() >= until_s or (pending is None and asked_s >= obeyed_by_s):
+                left.append(name)
+                break
+            time.sleep(_POLL_S)
+    return list(dict.fromkeys(left))
 
 
-def _pending(url: str, model: str, version: str, *, timeout_s: float) -> int | None:
-    """How many requests a version has to answer yet; 0 where there is none, None where it does not say."""
+def _pending(url: str, model: str, version: str, *, is_own: bool, timeout_s: float) -> int | None:
+    # How many requests a version has to answer yet; 0 where there is none, None where it does not say. Only the
+    # server's own address can say that there is no such version.
     limit_s = max(0.1, min(timeout_s, 5.0))
     path = f"/versions/{version}"
     try:
         status, body = _ask(url, f"/v2/models/{model}{path}", timeout_s=limit_s)
         if status == 200:
             status, body = _ask_row(url, _document((status, body)), timeout_s=limit_s, version=path)
-    except TimeoutError:
-        return 1
     except (OSError, http.client.HTTPException):
-        return 0
+        return 1  # as far as anybody knows
     except (ValueError, *_NO_TRITON):
         return None
-    said = re.search(re.escape(DRAINING) + r"(\d+)", _error_text(body))
-    if said is not None:
+    text = "" if status == 200 else _error_text(body)
+    if (said := re.search(re.escape(DRAINING) + r"(\d+)", text)) is not None:
         return int(said[1])
-    return None if status in (200, 503) else 0
+    # Before it looks at the mark, a cascade may say the same of a member.
+    is_away = " member " not in text and any(words in text for words in _AWAY_WORDS)
+    return 0 if is_own and is_away else None
 
 
 def servers_of(repository: Path) -> list[int]:
@@ -342,19 +362,20 @@ def servers_of(repository: Path) -> list[int]:
             words = (entry / "cmdline").read_text().split("\0") if entry.stat().st_uid == os.getuid() else [""]
             ours = [word for word in words if word.endswith(".py") and repository in Path(word).resolve().parents]
             if STUB in words[0] and ours:
-                found.add(int((entry / "stat").read_text().rpartition(") ")[2].split()[1]))
+                found.add(int(_stat_of(int(entry.name))[1]))
         except (OSError, ValueError, IndexError):  # it has ended meanwhile
             continue
     return sorted(found)
 
 
-def _listens(server: int, port: int) -> bool:
-    """Whether a process takes connections at a TCP port, in its own network namespace."""
+def _listens(server: int, hosts: set[str], port: int) -> bool:
+    """Whether a process takes connections at a TCP port of one of these addresses."""
     sockets = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{server}/net/{table}").read_text().splitlines()[1:]:
             _, local, _, state, *_, inode = line.split()[:10]
-            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+            host, _, number = local.partition(":")
+            if state == "0A" and int(number, 16) == port and host in hosts:
                 sockets.add(f"socket:[{inode}]")
     for file in Path(f"/proc/{server}/fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -363,19 +384,39 @@ def _listens(server: int, port: int) -> bool:
     return False
 
 
+def _listeners_for(host: str | None) -> set[str]:
+    """Local addresses, as the kernel's tables write them, whose listeners take connections to a host."""
+    found: set[bytes] = set()
+    for family, *_, place in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as one:
+            one.bind(place)  # only what is this machine's
+            own = socket.inet_pton(family, str(place[0]).partition("%")[0])
+            # Those of any address as well, and IPv6's for IPv4.
+            found |= {own, bytes(len(own)), bytes(10) + b"\xff\xff" + own if len(own) == 4 else own, bytes(16)}
+    # Words of four bytes, each in this machine's order.
+    return {"".join(f"{word:08X}" for word in struct.unpack(f"={len(one) // 4}I", one)) for one in found}
+
+
+def _servers_at(url: str, servers: Sequence[int]) -> list[int]:
+    """Those of the servers that listen at the URL themselves."""
+    found: list[int] = []
+    # The URL is none, or its host unknown, which asking it says.
+    with contextlib.suppress(OSError, ValueError):
+        parts = _address_in(url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        hosts = _listeners_for(parts.hostname)
+        for server in servers:
+            with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile
+                # Elsewhere the same address is another.
+                here = namespace_of(server, "net") == namespace_of(os.getpid(), "net")
+                if here and _listens(server, hosts, port):
+                    found.append(server)
+    return found
+
+
 def _servers_behind(url: str, servers: Sequence[int]) -> list[int]:
     # A mark cannot be taken back, so of several servers of one repository only the one that was named gets it.
-    if len(servers) < 2:
-        return list(servers)
-    found = []
-    for server in servers:
-        # It has ended meanwhile, or the URL is none, which asking it says.
-        with contextlib.suppress(OSError, ValueError):
-            address = _address_in(url)
-            port = address.port or {"http": 80, "https": 443}[address.scheme]
-            if _listens(server, port):
-                found.append(server)
-    return found
+    return list(servers) if len(servers) < 2 else _servers_at(url, servers)
 
 
 def cascades_in(repository: Path) -> list[str]:
@@ -395,18 +436,36 @@ def _members_in(plan: Mapping[str, Any]) -> set[str]:
 
 
 def drain(url: str, repository: Path, *, timeout_s: float) -> list[str]:
-    """Lets all cascades of a repository drain, in the server at the URL; returns the names of those left."""
+    """Lets a server's cascades drain; returns names of those left, LookupError where there is no server."""
     until_s, told, left = time.monotonic() + timeout_s, list[str](), list[str]()
-    servers = _servers_behind(url, servers_of(repository))
+    if not (servers := _servers_behind(url, found := servers_of(repository))):
+        what = f"none of the {len(found)} servers of {repository} listens there" if found else "no server runs"
+        expected = f"the HTTP address of one of this user's with the Python models of {repository}"
+        raise LookupError(f"not drained, no server was told: got {url}, {what}, expected {expected}")
     for name in cascades_in(repository):
         # One after another: a cascade that refuses would fail the rows of one that asks it.
         told.append(name)
         try:
             mark(servers, told)
         except OSError:
-            left.append(name)
-        left += wait_until_drained(url, repository, [name], until_s=until_s)
-    return left
+            left += [] if all(map(_has_ended, servers)) else [name]
+        left += wait_until_drained(url, repository, [name], servers=servers, until_s=until_s)
+    return list(dict.fromkeys(left))
+
+
+def _drain_in_words(url: str, repository: Path, timeout_s: float) -> tuple[int, str]:
+    try:
+        left = drain(url, repository, timeout_s=timeout_s)
+    except LookupError as error:
+        return FAILED, str(error)
+    if not left:
+        return ANSWERED, "drained"
+    why = ""
+    try:
+        _document(_ask(url, "/v2", timeout_s=_LOOK_AGAIN_S))
+    except (*_NO_ANSWER, *_NO_TRITON) as error:
+        why = f"; {url}: {_reason(error)}"
+    return FAILED, f"not drained: {', '.join(left)}{why}"
 
 
 def _seconds(text: str) -> float:
@@ -426,9 +485,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--drain", action="store_true", help="refuse new requests and wait for those accepted")
     options = parser.parse_args(arguments)
     if options.drain:
-        left = drain(options.url, here, timeout_s=options.timeout_s or 30.0)
-        print(f"not drained: {', '.join(left)}" if left else "drained")  # noqa: T201
-        return FAILED if left else ANSWERED
+        code, text = _drain_in_words(options.url, here, options.timeout_s or 30.0)
+        print(text)  # noqa: T201
+        return code
     codes = []
     for name in [options.model] if options.model else cascades_in(here):
         code, text = probe(options.url, name, timeout_s=options.timeout_s or 5.0)

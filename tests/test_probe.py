@@ -6,13 +6,23 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
 from orchestrator import probe as probing
-from orchestrator.probe import FAILED, MOST_TIMEOUT_S, drain, main, mark, mark_of, probe, wait_until_drained
+from orchestrator.probe import (
+    ANSWERED,
+    FAILED,
+    MOST_TIMEOUT_S,
+    drain,
+    main,
+    mark,
+    mark_of,
+    probe,
+    wait_until_drained,
+)
 
 
 def test_a_mark_follows_no_link_and_leaves_nothing_beside_it(
@@ -26,7 +36,7 @@ def test_a_mark_follows_no_link_and_leaves_nothing_beside_it(
         link.symlink_to(victim)
     mark([os.getpid()], ["cascade"])
     assert victim.read_text() == "precious things"
-    assert path.read_text().endswith(" cascade")
+    assert path.read_text().split()[1] == "cascade"
     assert not path.is_symlink()
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -46,17 +56,26 @@ ROW = b'{"name": "x", "inputs": [%s], "outputs": [], "model_stats": []}' % INPUT
 PROTOCOL = "got no answer of Triton's HTTP protocol"
 
 
-@contextmanager
-def wrong_server(answer: bytes, *, then: bytes = b"") -> Iterator[str]:
+def wrong_server(answer: bytes, *, then: bytes = b"") -> AbstractContextManager[str]:
     """Gives everybody the answer, and after it `then`, again and again, until the client goes or the test ends."""
+    return answering({b"": answer}, then=then)
+
+
+@contextmanager
+def answering(answers: dict[bytes, bytes], *, then: bytes = b"") -> Iterator[str]:
+    """Gives the answer to what the request begins with."""
     over = threading.Event()
 
     def serve(connection: socket.socket) -> None:
         with connection, suppress(OSError):
-            connection.recv(65536)
-            connection.sendall(answer)
+            asked = connection.recv(65536)
+            connection.sendall(next(answer for begin, answer in answers.items() if asked.startswith(begin)))
             while then and not over.wait(0.05):
                 connection.sendall(then)
+            # Closed with bytes that nobody has read, it would take the answer back.
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
 
     def accept() -> None:
         with suppress(OSError):
@@ -98,7 +117,7 @@ def test_a_wrong_server_fails_in_one_line(answer: bytes, said: str, tmp_path: Pa
     (tmp_path / "x" / "1" / "cascade.json").write_text("{}")
     with wrong_server(answer) as url:
         code, text = probe(url, "x", timeout_s=5.0)
-        assert set(wait_until_drained(url, tmp_path, ["x"], until_s=0.0)) <= {"x"}
+        assert wait_until_drained(url, tmp_path, ["x"], servers=[os.getpid()], until_s=0.0) == ["x"]
     assert code == FAILED
     assert said in text
     assert text.isprintable()
@@ -124,7 +143,7 @@ def test_an_impossible_time_is_refused(text: str, capsys: pytest.CaptureFixture[
 
 LISTENER = """
 import socket, sys
-with socket.create_server(("127.0.0.1", 0)) as listener:
+with socket.create_server((sys.argv[1], int(sys.argv[2]))) as listener:
     print(listener.getsockname()[1], flush=True)
     sys.stdin.read()
 """
@@ -136,10 +155,8 @@ def test_of_several_servers_of_a_repository_only_the_one_behind_the_url_is_told(
     monkeypatch.setattr(probing, "_MARKS", tmp_path)
     monkeypatch.setattr(probing, "cascades_in", lambda _: ["cascade"])
     with ExitStack() as stack:
-        words = [sys.executable, "-c", LISTENER]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        servers = [stack.enter_context(subprocess.Popen(words, **pipes)) for _ in range(2)]
-        ports = [int(server.stdout.readline()) for server in servers]
+        (first, _), (second, port) = (listener(stack, "127.0.0.1") for _ in range(2))
+        servers, ports = [first, second], [1, port]
         monkeypatch.setattr(probing, "servers_of", lambda _: [server.pid for server in servers])
         drain(f"http://127.0.0.1:{ports[1]}", tmp_path, timeout_s=0.01)
         assert [path.name for path in tmp_path.iterdir()] == [mark_of(servers[1].pid).name]
@@ -147,3 +164,90 @@ def test_of_several_servers_of_a_repository_only_the_one_behind_the_url_is_told(
         monkeypatch.setattr(probing, "servers_of", lambda _: [servers[0].pid])
         drain("http://127.0.0.1:1", tmp_path, timeout_s=0.01)
         assert mark_of(servers[0].pid).exists()
+
+
+def listener(stack: ExitStack, host: str, port: int = 0) -> tuple[subprocess.Popen[str], int]:
+    words = [sys.executable, "-c", LISTENER, host, str(port)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = stack.enter_context(subprocess.Popen(words, **pipes))
+    return process, int(process.stdout.readline())
+
+
+def test_servers_at_one_port_are_told_apart_by_their_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "_MARKS", tmp_path)
+    monkeypatch.setattr(probing, "cascades_in", lambda _: ["cascade"])
+    with ExitStack() as stack:
+        first, port = listener(stack, "127.0.0.1")
+        second, _ = listener(stack, "127.0.0.2", port)
+        monkeypatch.setattr(probing, "servers_of", lambda _: [first.pid, second.pid])
+        for host in ("127.0.0.3", "example.invalid"):
+            with pytest.raises(LookupError, match="none of the 2 servers"):
+                drain(f"http://{host}:{port}", tmp_path, timeout_s=0.01)
+        assert not list(tmp_path.iterdir())
+        drain(f"http://localhost:{port}", tmp_path, timeout_s=0.01)
+        assert [path.name for path in tmp_path.iterdir()] == [mark_of(first.pid).name]
+        drain(f"http://127.0.0.2:{port}", tmp_path, timeout_s=0.01)
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands for the only server of a repository with one cascade."""
+    (tmp_path / "x" / "1").mkdir(parents=True)
+    (tmp_path / "x" / "1" / "cascade.json").write_text('{"stages": []}')
+    (tmp_path / "marks").mkdir()
+    monkeypatch.setattr(probing, "_MARKS", tmp_path / "marks")
+    with subprocess.Popen(["sleep", "60"]) as server:
+        monkeypatch.setattr(probing, "servers_of", lambda _: [server.pid])
+        yield server
+        server.kill()
+
+
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s"
+UNKNOWN = b'{"error": "Request for unknown model: \'x\' is not found"}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "refused"),
+        (b"\x00\x00\x06\x04\x00\r\n", PROTOCOL),
+        (NOT_FOUND % (5, b"<html"), "<html"),
+        (NOT_FOUND % (len(UNKNOWN), UNKNOWN), "unknown model"),
+    ],
+)
+def test_an_address_where_the_server_does_not_answer_says_nothing_about_its_rows(
+    answer: bytes | None, said: str, told: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "_OBEYS_S", 0.1)
+    with wrong_server(answer) if answer else nullcontext("http://127.0.0.1:1") as url:
+        code, text = probing._drain_in_words(url, tmp_path, 0.3)
+    assert code == FAILED
+    assert text.startswith("not drained: x; ")
+    assert said in text
+
+
+def test_a_server_that_ends_while_it_drains_is_drained(told: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    timer = threading.Timer(0.3, told.kill)
+    timer.start()
+    assert drain("http://127.0.0.1:1", tmp_path, timeout_s=20) == []
+    timer.join()
+
+
+def test_where_no_server_is_found_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(probing, "servers_of", lambda _: [])
+    assert main(["--drain"]) == FAILED
+    assert "no server was told" in capsys.readouterr().out
+
+
+def test_an_answer_that_is_too_large_to_be_read_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "_MOST_ANSWER_BYTES", 3 << 20)
+    row = b'{"name": "x", "inputs": [], "outputs": [], "model_stats": [], "model_name": "x"}'
+    large = b'{"model_name":"x","model_version":"1","outputs":[{"data":[' + b"0.12345678," * 400_000
+    for body, code in ((large, ANSWERED), (b'["model_name"' + large, FAILED)):
+        with answering({b"GET": http(row), b"POST": http(body)}) as url:
+            assert probe(url, "x", timeout_s=20.0)[0] == code

@@ -204,6 +204,7 @@ def drain(
     drain_cascades: Callable[[list[str]], list[str]],
     deadline_s: float,
     reloaded: Collection[str] = (),
+    is_busy: Callable[[list[str]], bool] = lambda _: False,
 ) -> bool:
     """Lets models finish, wave after wave, each when the one before has answered all its requests.
 
@@ -213,6 +214,7 @@ def drain(
         drain_cascades: tells cascades to drain, waits for them, and returns those that do not.
         deadline_s: the last moment, on the monotonic clock.
         reloaded: models that may never go, because a process of theirs has died with requests.
+        is_busy: whether some of those still have requests that will be answered.
 
     Returns:
         Whether all models are known to have nothing in flight.
@@ -229,7 +231,10 @@ def drain(
         until_s = held_s if wave is waves[-1] else deadline_s
         if not _unloaded(control, [name for name in names if name not in reloaded], until_s=until_s):
             return False
-        all_gone &= _unloaded(control, [name for name in names if name in reloaded], until_s=held_s)
+        again = [name for name in names if name in reloaded]
+        while is_busy(again) and time.monotonic() < until_s:
+            time.sleep(_POLL_S)
+        all_gone &= not is_busy(again)
     return all_gone
 
 

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from orchestrator.serving.machine import (
 )
 from orchestrator.serving.options import MIB, Ports, ServeOptions, bracketed, choose_ports, local_host
 from orchestrator.serving.shared_memory import SharedMemoryClaim, remove_ownerless
-from orchestrator.serving.stubs import DeadStubs, end_orphans
+from orchestrator.serving.stubs import DeadStubs, Stub, end_orphans, stubs_of
 from orchestrator.spec.held_requests import HELD_REQUESTS
 
 _POLL_S = 0.05
@@ -53,8 +53,14 @@ _SENT_S = 0.5
 # Exit statuses of Triton 24.10 when it starts many Python models at once and fails over a lock (`lock_exception`).
 _CRASHES = (-signal.SIGABRT, -signal.SIGSEGV)
 _ATTEMPTS = 2
+# Time for Triton to collect a Python model's process that has ended, or to say why the model does not load.
+_COLLECT_S = 2.0
 # What a request to a server may raise that is not ready, or hangs.
 _NO_ANSWER = (OSError, http.client.HTTPException, ServingError)
+
+
+class _LostProcessError(ServingError):
+    """A Python model's process died while Triton started, which never gets ready then."""
 
 
 class EmbeddedServer:
@@ -86,8 +92,9 @@ class EmbeddedServer:
         self._control_key = secrets.token_hex(16)
         self._told_to_drain: list[str] = []
         self._claim: SharedMemoryClaim | None = None
-        # Models that were loaded again: what their dead processes had keeps them from ever being unloaded.
-        self._reloaded: set[str] = set()
+        # Models that were loaded again -> their processes from before: what dead ones had keeps Triton from ever
+        # unloading them. Those of the last load end when their requests are answered.
+        self._reloaded: dict[str, set[int]] = {}
 
     def __enter__(self) -> "EmbeddedServer":
         self.start()
@@ -190,7 +197,8 @@ class EmbeddedServer:
             ServingError: it does not load.
             OSError, HTTPException: the server does not answer.
         """
-        self._reloaded.add(name)
+        old = {stub.pid for stub in stubs_of(self.pid) if stub.model == name}
+        self._reloaded[name] = self._reloaded.get(name, set()) | old
         self.control.unload([name])
         self.control.load(name)
 
@@ -209,12 +217,15 @@ class EmbeddedServer:
                 return
             except BaseException as error:
                 # Ctrl-C comes here as well, and is never followed by another attempt.
-                again = attempt < _ATTEMPTS and isinstance(error, ServingError) and self._status in _CRASHES
+                lost = isinstance(error, _LostProcessError)
+                crashed = lost or (isinstance(error, ServingError) and self._status in _CRASHES)
+                again = attempt < _ATTEMPTS and crashed
                 self._kill()
                 self._clean(keep_log=not again)
                 if not again:
                     raise
-            self._progress("Triton crashed while starting; starting it once more")
+                what = error.got if isinstance(error, _LostProcessError) else "Triton crashed while starting"
+            self._progress(f"{what}; starting Triton once more" if lost else f"{what}; starting it once more")
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """The exit status once the server has ended by itself, None when the time passes first."""
@@ -228,7 +239,7 @@ class EmbeddedServer:
             self._clean(keep_log=True)
             return
         deadline_s = time.monotonic() + self.options.stop_timeout_s
-        drained = False
+        drained = is_unloaded = False
         try:
             self._progress("answering requests in flight")
             # A server that does not answer cannot be drained; it gets SIGTERM next in any case.
@@ -240,23 +251,38 @@ class EmbeddedServer:
                     self._models,
                     drain_cascades=partial(self._drain_cascades, deadline_s=deadline_s),
                     reloaded=self._reloaded,
+                    is_busy=self._is_busy,
                     deadline_s=deadline_s,
                 )
+                is_unloaded = True
             self._progress("stopping Triton")
             if drained and self._told_to_drain:
                 # SIGTERM would unload these cascades, and tell clients that still ask that there are none.
                 self._child.wait(_SENT_S)
             else:
-                self._child.terminate()
-                if self._reloaded:
-                    deadline_s = min(deadline_s, time.monotonic() + _EXIT_S)
-                while not drained and time.monotonic() < deadline_s and not self._child.wait(_POLL_S):
-                    drained = nothing_in_flight(self.log_path)
-                self._child.wait(_EXIT_S)
+                drained = self._terminate(self._child, drained, is_unloaded=is_unloaded, deadline_s=deadline_s)
         finally:
             # Done even if a second Ctrl-C interrupts the wait.
             self._kill()
             self._clean(keep_log=not drained)
+
+    def _terminate(self, child: Child, drained: bool, *, is_unloaded: bool, deadline_s: float) -> bool:
+        """Sends SIGTERM and waits; returns whether all requests are known to be answered."""
+        child.terminate()
+        soon_s = time.monotonic() + _EXIT_S
+        others = set(self.model_names).difference(self._told_to_drain)
+        while not drained and time.monotonic() < deadline_s and not child.wait(_POLL_S):
+            # Triton never says so of a model whose dead process had requests.
+            if self._reloaded and time.monotonic() >= soon_s and not (is_unloaded and self._is_busy(others)):
+                break
+            drained = nothing_in_flight(self.log_path)
+        child.wait(_EXIT_S)
+        return drained
+
+    def _is_busy(self, names: Collection[str]) -> bool:
+        """Whether models that were told to unload still have processes of their last load."""
+        living = (stub for stub in stubs_of(self.pid) if stub.model in names)
+        return any(stub.pid not in self._reloaded.get(stub.model, ()) for stub in living)
 
     def kill(self, *, keep_log: bool = False) -> None:
         """Ends the server at once; requests in flight are lost."""
@@ -270,7 +296,8 @@ class EmbeddedServer:
             return names
         self._told_to_drain += names
         repository = self.options.repository
-        return wait_until_drained(f"http://{self.http_address}", repository, names, until_s=deadline_s)
+        url, servers = f"http://{self.http_address}", [self.pid]
+        return wait_until_drained(url, repository, names, servers=servers, until_s=deadline_s)
 
     def _spawn(self, machine: ServingMachine) -> Child:
         self._folder = make_work_folder()
@@ -299,8 +326,15 @@ class EmbeddedServer:
         deadline_s = time.monotonic() + self.options.startup_timeout_s
         told = ""
         stubs = self._stubs = DeadStubs(child.pid)
-        while not self._is_ready():
-            stubs.note()
+        dead: list[tuple[Stub, str]] = []
+        collected_by_s = deadline_s
+        while dead or not self._is_ready():
+            if found := stubs.look():
+                collected_by_s = min(collected_by_s, time.monotonic() + _COLLECT_S)
+                dead += found
+            if time.monotonic() >= collected_by_s:
+                self._check_ended(dead)
+                dead, collected_by_s = [], deadline_s
             loaded = loaded_models(self.log_path)
             state = f"{len(loaded)} of {len(self._models)} models loaded"
             if state != told:
@@ -318,6 +352,17 @@ class EmbeddedServer:
         # the three is taken.
         if child.wait(_POLL_S):
             raise self._start_error(child)
+
+    def _check_ended(self, ended: list[tuple[Stub, str]]) -> None:
+        """Raises an error for a process that Triton neither ended itself nor knows a reason for."""
+        reasons = failure_reasons(self.log_path)
+        for stub, how in ended:
+            known = any(reason.startswith(f"model {stub.model}") for reason in reasons)
+            if not known and (Path("/proc") / str(stub.pid)).exists():
+                named = f"model {stub.model}" if stub.model else "a model"
+                got = f"{named}: its process {stub.pid} ended with {how}"
+                fix = f"the whole log is {self.log_path}"
+                raise _LostProcessError("embedded Triton did not start", got=got, fix=fix)
 
     def _is_ready(self) -> bool:
         with contextlib.suppress(*_NO_ANSWER, ValueError, KeyError):

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.files import open_own
+from orchestrator.probe import mark_of, namespace_of, start_of
 from orchestrator.serving.machine import SHM, WORK_FOLDER
 
 PREFIX = "committee_"  # of every name
@@ -57,7 +58,25 @@ def remove_ownerless() -> int:
             if folder := os.fsdecode(file.read()):
                 freed += _remove(owner.name.removesuffix(_OWNER))
                 _remove_work_folder(Path(folder))
+    _remove_marks()
     return freed
+
+
+def _remove_marks() -> None:
+    """Removes what told the cascades of servers to drain that have ended, where that can be seen from here."""
+    for path in SHM.glob(mark_of("*").name):
+        with contextlib.suppress(OSError, ValueError), open_own(path) as file:
+            start, *_, namespace = file.read().decode().split()
+            server = int(path.name.rpartition("_")[2].partition(".")[0])
+            if namespace == namespace_of(os.getpid(), "pid") and not _runs_since(server, start):
+                path.unlink()
+
+
+def _runs_since(process: int, start: str) -> bool:
+    try:
+        return start_of(process) == start
+    except OSError:
+        return False
 
 
 def _remove(prefix: str) -> int:

@@ -15,7 +15,8 @@ from orchestrator.probe import STUB
 from orchestrator.serving.shared_memory import PREFIX
 
 _PROC = Path("/proc")
-_END_S = 2.0  # longest wait for a killed process to be gone
+_END_S = 5.0  # longest wait for a killed process to be gone
+_ENDED = ("Z", "X")  # states of processes and threads that have ended
 _NAME_BYTES = 15  # that the kernel keeps of a process's name
 
 
@@ -61,10 +62,19 @@ def end_orphans() -> None:
     for pid in orphans:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-    # Their lock is free once they are gone, which a moment sees to.
+    # Their lock is free when the last thread has ended; the command line is gone before that.
     until_s = time.monotonic() + _END_S
-    while any(_is_orphan(_PROC / str(pid)) for pid in orphans) and time.monotonic() < until_s:
+    while any(map(_has_threads, orphans)) and time.monotonic() < until_s:
         time.sleep(0.01)
+
+
+def _has_threads(pid: int) -> bool:
+    """Whether a thread of a process may still have its files open."""
+    for thread in _PROC.glob(f"{pid}/task/[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            if thread.read_text(errors="replace").rpartition(") ")[2].split()[0] not in _ENDED:
+                return True
+    return False
 
 
 def _is_orphan(process: Path) -> bool:
@@ -140,7 +150,7 @@ class DeadStubs:
         self.note()
         states = {pid: _state(pid, self._server) for pid in self._known}
         # One that Triton ends exits by itself and is a zombie for a moment, too, but not in two looks.
-        before, self._zombies = self._zombies, {pid for pid, (state, _) in states.items() if state in ("Z", "X")}
+        before, self._zombies = self._zombies, {pid for pid, (state, _) in states.items() if state in _ENDED}
         dead = sorted(pid for pid in self._zombies if pid in before or states[pid][1])
         self._told.update(dead)
         found = [(self._known[pid], _how(states[pid][1])) for pid in dead]

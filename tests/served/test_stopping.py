@@ -83,12 +83,12 @@ def url_of(server: EmbeddedServer) -> str:
     return f"http://{server.http_address}"
 
 
-def ask(server: EmbeddedServer | str, wait_s: float) -> Any:
-    """The label of one row, whose last member takes so long, from a server or a gRPC address."""
+def ask(server: EmbeddedServer | str, wait_s: float, model: str = "cascade") -> Any:
+    """The label of one row, whose last member takes so long, or a member's top score."""
     address = server if isinstance(server, str) else server.grpc_address
     with grpcclient.InferenceServerClient(address) as client:
-        answer = client.infer("cascade", [tensor(wait_s)], client_timeout=30)
-    return answer.as_numpy("label").item()
+        answer = client.infer(model, [tensor(wait_s)], client_timeout=30)
+    return answer.as_numpy("label").item() if model == "cascade" else answer.as_numpy("logits").max()
 
 
 def tensor(wait_s: float) -> Any:
@@ -147,6 +147,32 @@ def test_while_it_stops_deferred_rows_are_answered_and_new_requests_are_told_to_
     assert any(DRAINING in text for text in said)
     assert {text.split()[0] for text in said} == {"StatusCode.UNAVAILABLE"}
     assert not mark_of(server.pid).exists()
+
+
+def test_after_a_repair_what_a_model_has_accepted_is_answered_and_nobody_sees_that_models_go(
+    server: EmbeddedServer, repository: Path
+) -> None:
+    said: list[str] = []
+    with ThreadPoolExecutor(3) as pool:
+        arrived = repository / "last" / "arrived"
+        lost = pool.submit(ask, server, 20.0, "last")
+        wait_for(arrived)
+        os.kill(stubs_below(server.pid)["last"], signal.SIGKILL)
+        server.reload("last")
+        arrived.unlink()
+        late = pool.submit(ask, server, 6.0, "last")
+        wait_for(arrived)
+        stopping = pool.submit(server.stop)
+        while not stopping.done():
+            try:
+                ask(server, 0)
+            except InferenceServerException as error:
+                said.append(str(error.status()))
+            time.sleep(0.02)
+        assert late.result(timeout=1) == 9
+        with pytest.raises(InferenceServerException):
+            lost.result(timeout=1)
+    assert set(said) == {"StatusCode.UNAVAILABLE"}
 
 
 def test_the_recipe_of_the_image_drains_and_the_probe_tells_it_from_a_fault(

@@ -253,10 +253,18 @@ def drained(
     key: str = "secret",
     cascades: bool = False,
     reloaded: Sequence[str] = (),
+    busy: Sequence[bool] = (),
 ) -> bool:
     def drain_cascades(names: list[str]) -> list[str]:
         triton.events += [f"drain {name}" for name in names]
         return []
+
+    left = list(busy)
+
+    def is_busy(names: list[str]) -> bool:
+        found = "cascade" in names and bool(left) and left.pop(0)
+        triton.events += ["busy"] if found else []
+        return found
 
     models = [dataclasses.replace(model, is_cascade=cascades and bool(model.calls)) for model in MODELS]
     return drain(
@@ -265,6 +273,7 @@ def drained(
         drain_cascades=drain_cascades,
         deadline_s=deadline_s,
         reloaded=reloaded,
+        is_busy=is_busy,
     )
 
 
@@ -290,9 +299,17 @@ def test_a_model_whose_process_died_with_requests_is_not_waited_for_long_and_the
     monkeypatch.setattr(control_module, "_HELD_S", 0.2)
     triton.in_flight["cascade"] = 10**6
     began_s = time.monotonic()
-    assert not drained(triton, began_s + 60, reloaded=["cascade"])
+    assert drained(triton, began_s + 60, reloaded=["cascade"])
     assert time.monotonic() - began_s < 10
     assert "unload large" in triton.events
+
+
+def test_what_a_model_has_accepted_since_it_was_loaded_again_is_waited_for(triton: FakeTriton) -> None:
+    triton.in_flight["cascade"] = 10**6
+    assert drained(triton, time.monotonic() + 60, reloaded=["cascade"], busy=[True] * 3)
+    events = [event for event in triton.events if event in ("busy", "unload large")]
+    assert events == ["busy"] * 3 + ["unload large"]
+    assert not drained(triton, time.monotonic() + 0.2, reloaded=["cascade"], busy=[True] * 1000)
 
 
 def test_a_wave_begins_only_when_the_one_before_is_gone(triton: FakeTriton) -> None:

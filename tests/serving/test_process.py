@@ -2,12 +2,14 @@
 
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +250,43 @@ def test_a_server_that_crashes_while_starting_is_started_once_more(repository: P
         assert ask(server.grpc_address, "double", 3.0) == 6.0
     assert [text for text in told if "crashed" in text] == ["Triton crashed while starting; starting it once more"]
     assert (repository / "crasher" / "crashes").read_bytes() == b""
+
+
+# Its process is ended from outside, just after its model is loaded, as often as the file beside it has bytes.
+VICTIM = """
+    import os, pathlib, signal, threading
+
+    class TritonPythonModel:
+        def initialize(self, args):
+            crashes = pathlib.Path(args["model_repository"], "crashes")
+            left = crashes.read_bytes()
+            if left:
+                crashes.write_bytes(left[1:])
+                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+"""
+LATE = """
+    import time
+
+    class TritonPythonModel:
+        def initialize(self, args):
+            time.sleep(3)
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_process_that_dies_while_the_server_starts_is_seen_at_once(repository: Path, times: int) -> None:
+    add_python(repository, "victim", VICTIM, config=ONE_IN_ONE_OUT)
+    add_python(repository, "late", LATE, config=ONE_IN_ONE_OUT)
+    (repository / "victim" / "crashes").write_bytes(b"." * times)
+    told: list[str] = []
+    server = EmbeddedServer(free_options(repository, startup_timeout_s=600.0), progress=told.append)
+    what = "its process [0-9]+ ended with signal SIGKILL"
+    with (
+        nullcontext() if times == 1 else pytest.raises(ServingError, match=f"did not start: got model.*{what}"),
+        server,
+    ):
+        assert ask(server.grpc_address, "double", 3.0) == 6.0
+    assert sum(re.search(f"{what}; starting Triton once more", text) is not None for text in told) == 1
 
 
 def test_a_server_that_crashes_each_time_is_given_up_after_two(repository: Path, tmp_path: Path) -> None:

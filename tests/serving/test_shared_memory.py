@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.probe import mark, mark_of
 from orchestrator.serving.machine import SHM, make_work_folder
 from orchestrator.serving.shared_memory import SharedMemoryClaim, remove_ownerless
 
@@ -63,6 +64,24 @@ def test_a_claim_that_is_held_stays_and_its_release_leaves_nothing(work_folder: 
         claim.release()
     assert files_with(claim.prefix) == []
     claim.release()
+
+
+def test_marks_of_ended_servers_are_removed_unless_they_may_run_elsewhere() -> None:
+    with subprocess.Popen(["sleep", "60"]) as server:
+        mark([server.pid], ["cascade"])
+        path, elsewhere = mark_of(server.pid), mark_of(f"1{os.getpid()}")
+        elsewhere.write_text("1 cascade pid:[1]")
+        try:
+            remove_ownerless()
+            assert path.exists()
+            server.kill()
+            server.wait()
+            remove_ownerless()
+            assert not path.exists()
+            assert elsewhere.exists()
+        finally:
+            path.unlink(missing_ok=True)
+            elsewhere.unlink(missing_ok=True)
 
 
 def test_a_folder_that_is_no_work_folder_is_left_alone(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ServingError
-from orchestrator.serving import repairs, supervision
+from orchestrator.serving import repairs, stubs, supervision
 from orchestrator.serving.control import ModelEntry
 from orchestrator.serving.repairs import MOST_REPAIRS, Repairs
 from orchestrator.serving.stubs import DeadStubs, Stub, end_orphans, stub_from_command, stubs_of
@@ -92,6 +92,25 @@ def test_processes_whose_server_was_killed_are_ended_and_no_others(tmp_path: Pat
         eventually(lambda: stubs_of(running))
         end_orphans()
         assert [stub.model for stub in stubs_of(running)] == ["m"]
+
+
+def test_orphans_are_waited_for_until_they_have_let_go_of_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The command line of a process that was killed is gone before its files are closed.
+    looked = [False, True]
+    monkeypatch.setattr(stubs, "_PROC", tmp_path)
+    monkeypatch.setattr(stubs, "_is_orphan", lambda _: looked.pop() if looked else False)
+    monkeypatch.setattr(stubs, "os", SimpleNamespace(kill=lambda *_: None))
+    states = [tmp_path / "7" / "task" / thread / "stat" for thread in ("7", "8")]
+    for path, state in zip(states, "ZS", strict=True):
+        path.parent.mkdir(parents=True)
+        path.write_text(f"7 (stub) {state} 1")
+    timer = threading.Timer(0.3, lambda: states[1].write_text("8 (stub) Z 1"))
+    timer.start()
+    end_orphans()
+    assert states[1].read_text() == "8 (stub) Z 1"
+    timer.join()
 
 
 def test_so_many_restarts_are_made_and_those_of_long_ago_do_not_count() -> None:
