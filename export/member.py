@@ -125,6 +125,7 @@ def export_member(
 
     say(f"reading {plan.source.text}")
     loaded = plan.source.load()
+    _require_fitting_options(loaded, plan.options, subject=plan.source.text)
     if plan.options.labels is not None:
         loaded = dataclasses.replace(loaded, labels=plan.options.labels)
     tensors = tuple(kind.spec for kind in loaded.kinds)
@@ -157,6 +158,22 @@ def check_source(repository: Path, plan: MemberExport, *, force: bool) -> None:
         expected="no such model, or an earlier export of the same source",
         force=force,
     )
+
+
+def _require_fitting_options(loaded: LoadedModel, asked: ExportOptions, *, subject: str) -> None:
+    """Raises ExportError for an option that would change nothing: of pictures for tokens, or the other way."""
+    of_pictures, of_lengths = ("resolution_px", "mean", "std", "dims"), ("max_length", "pads")
+    if loaded.network is not None and loaded.kinds:
+        wrong, what = of_pictures, "tensors of tokens"
+    elif not loaded.kinds:
+        # The only input of most sources is called image; those that take another name have it by now.
+        is_named = loaded.input_name in asked.inputs.values()
+        wrong, what = (*of_lengths, *(() if is_named else ("inputs",))), "rows of fixed shape"
+    else:
+        return
+    for name in wrong:
+        if getattr(asked, name):
+            raise ExportError(f"{subject} `{name}`", got=f"it for a model that takes {what}", expected="none")
 
 
 def _spread(loaded: LoadedModel, plan: MemberExport, tensor: TensorSpec) -> dict[str, float]:

@@ -251,3 +251,10 @@ def test_a_member_of_another_source_is_replaced_by_force_only(tmp_path: Path) ->
         export_members(tmp_path, [f"{POOLED}_to_five"], name="pooled")
     export_members(tmp_path, [f"{POOLED}_to_five"], name="pooled", force=True)
     assert manifest_from_path(tmp_path / "pooled/manifest.json").output.dims == (5,)
+
+
+@pytest.mark.parametrize("asked", [{"max_length": 9}, {"pads": {"image": 1}}, {"inputs": {"image": "x"}}])
+def test_options_of_tokens_are_refused_for_pictures(tmp_path: Path, asked: dict[str, Any]) -> None:
+    (name,) = asked
+    with pytest.raises(ExportError, match=f"`{name}`: got it for a model that takes rows of fixed shape"):
+        export_members(tmp_path, [POOLED], dataclasses.replace(BY_HAND, **asked))

@@ -136,6 +136,7 @@ def test_padding_and_longest_row_come_from_the_config(model_type: str, pad: int,
         ({}, ("--input", "ids=x"), "--input: got ids, expected some of input_ids, attention_mask, token_type_ids"),
         ({}, ("--input", "input_ids=attention_mask"), "expected different names in the member"),
         ({}, ("--max-length", "65"), "--max-length: got 65, expected at most 64, its positions"),
+        ({}, ("--resolution", "32"), "--resolution: got it for a model that takes tensors of tokens"),
     ],
 )
 def test_what_cannot_be_a_member_is_one_line(
