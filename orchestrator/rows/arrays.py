@@ -102,7 +102,11 @@ class ArrayRows:
         Raises DataError where the archive is broken, or ids or labels do not fit.
         """
         path, total = f"{self.path}", self.shape[0]
-        ids = np.arange(total) if self.ids is None else self.ids
+        try:
+            ids = np.arange(total) if self.ids is None else self.ids
+        except MemoryError as error:
+            # A header may promise any number.
+            raise DataError(path, got=f"{total} rows", expected="as many as memory has room for ids") from error
         check_ids(f"{path} ids", ids, total)
         labels = labels_from_array(path, self.labels, rows=total, classes=classes)
         sha256 = self.sha256()
@@ -218,6 +222,9 @@ def stored_array(path: Path, stored: Any, name: str) -> ArrayRows:
         shape, in_fortran_order, dtype = array_header(file)
     if not shape or min(shape) < 0:
         raise DataError(f"{path} {name}", got=f"shape {list(shape)}", expected="at least one row")
+    if not dtype.itemsize:
+        # Any number of such rows takes no bytes, so that a header may promise more than there is memory for ids.
+        raise DataError(f"{path} {name}", got=f"dtype {dtype}", expected="values of at least one byte")
     # No row of such an array lies in one piece, so only this kind is held whole.
     images = array_of(stored, name) if in_fortran_order else None
     return ArrayRows(path=path, shape=shape, dtype=dtype, images=images, name=name)

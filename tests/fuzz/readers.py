@@ -1,6 +1,7 @@
 """What reads files and parameters from outside: functions of bytes that raise nothing but errors of one line."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import tempfile
@@ -166,6 +167,33 @@ def _named(path: Path) -> None:
         named_rows([str(path)], _MODEL, read_picture=_read_picture)
 
 
+_TEXT_MODEL = dataclasses.replace(
+    _MODEL,
+    inputs=(
+        TensorInfo(name="text", dtype="BYTES", shape=(-1, 1)),
+        TensorInfo(name="ids", dtype="INT64", shape=(-1, -1)),
+        TensorInfo(name="x", dtype="FP32", shape=(-1, 1)),
+    ),
+)
+# First byte of a document of several tensors -> the ending of its file.
+TABLES = {b"C": ".csv", b"T": ".tsv", b"L": ".jsonl", b"Z": ".npz"}
+
+
+def _tables(data: bytes) -> None:
+    """Rows of text, numbers and lengths that vary, as `batch` and `record` read them, and text of a CSV alone."""
+    ending = TABLES.get(data[:1], ".jsonl")
+    classes = MemberClasses(count=3)
+    alone = dataclasses.replace(_TEXT_MODEL, inputs=_TEXT_MODEL.inputs[:1])
+    with _file(data[1:], ending) as path:
+        for model in (_TEXT_MODEL, alone) if ending in (".csv", ".tsv") else (_TEXT_MODEL,):
+            with contextlib.suppress(CommitteeError):
+                for block in stored_rows(path, model, columns=_ANY, read_picture=_read_picture).blocks(4):
+                    assert all("\n" not in one.reason for one in block.refused)
+        source = row_source(str(path), alone, classes=classes, read_picture=_read_picture)
+        for piece in source.pieces(np.arange(len(source.ids)), 0, 4):
+            piece.load()
+
+
 def _parameters(data: bytes) -> None:
     """Parameters as Triton hands them to the cascade: a JSON object."""
     try:
@@ -181,6 +209,7 @@ _read_picture = reader_for(
     _MODEL, lambda: Preprocess(mode="L", height_px=8, width_px=8, value_min=0, value_max=16)
 )
 _RECORDED = ("ids", "labels", "outputs/a", "outputs/b", "cost/a", "cost/b", "meta", "outputs/", "odd")
+_SEVERAL = ("text", "ids.values", "ids.offsets", "x", "id", "label", "odd")
 _STORED = ("images", "ids", "id", "labels", "label", "odd")
 
 
@@ -222,6 +251,11 @@ READERS = {
             documents=lambda corpus: _meta_changed(corpus) | changed_bytes(corpus) | archive(_RECORDED),
         ),
         Reader(name="rows", read=_rows, documents=_row_documents),
+        Reader(
+            name="tables",
+            read=_tables,
+            documents=lambda corpus: changed_bytes(corpus) | archive(_SEVERAL).map(b"Z".__add__),
+        ),
         Reader(
             name="parameters",
             read=_parameters,
