@@ -25,7 +25,12 @@ EXPORTING = tuple(
     HERE / place
     for place in (
         *("export", "graphs/test_editing.py"),
-        *("perf/studies/test_glyphs_data.py", "perf/studies/test_trained.py", "perf/studies/test_text.py"),
+        *(
+            "perf/studies/test_glyphs_data.py",
+            "perf/studies/test_trained.py",
+            "perf/studies/test_text.py",
+            "perf/studies/test_text_members.py",
+        ),
     )
 )
 
