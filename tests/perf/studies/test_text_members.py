@@ -1,6 +1,7 @@
-"""The committed docstrings members."""
+"""The committed docstrings members, and the page about them."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ pytest.importorskip("skl2onnx", reason="a linear member needs the tabular extra:
 
 from orchestrator.rows.docstrings import CLASSES
 from orchestrator.spec import manifest_from_path
-from perf.studies.text.command import REPOSITORY
+from perf.studies.text.command import REPOSITORY, md_from_results
 from perf.studies.text.members import MEMBERS, training_settings
 from perf.studies.text.study import TextMembers
 
@@ -47,3 +48,12 @@ def test_committed_members_know_what_a_text_is_about() -> None:
         # A longer row beside it changes no answer.
         longer = members.ask(name, [texts[0], "A very long text, " * 40])
         np.testing.assert_allclose(longer[0], said[0], atol=1e-4)
+
+
+def test_the_page_is_what_its_figures_give() -> None:
+    page = ROOT / "docs" / "text-study.md"
+    results = json.loads(page.with_suffix(".json").read_text())
+    assert md_from_results(results) == page.read_text()
+    none = results | {"plans": [{"asked": "much", "said": "too few rows", "stages": None}]}
+    assert "| much | none: too few rows |" in md_from_results(none)
+    assert "No plan is cheaper" in md_from_results(none)
