@@ -130,6 +130,7 @@ def test_every_step_runs_from_the_weights_to_the_load_test(reader: Reader) -> No
 
 
 @pytest.mark.export
+@pytest.mark.slow  # most of a minute, and what it runs has faster tests of its own
 @pytest.mark.timeout(300)
 def test_other_families_are_exported_and_recorded(reader: Reader) -> None:
     from tests.imagenet_stand_ins import hub_ids, save_resnet, save_vit

@@ -158,7 +158,7 @@ def test_without_a_network_a_hub_id_says_which_files_to_bring_and_how(monkeypatc
 
     monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
     text = refused("hf:somebody/some-model")
-    assert "config.json, preprocessor_config.json and model.safetensors" in text
+    assert "config.json, model.safetensors, and preprocessor_config.json of images" in text
     assert "hf download somebody/some-model" in text
     assert "use hf:FOLDER" in text
 

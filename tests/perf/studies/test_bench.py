@@ -72,6 +72,7 @@ def test_a_quick_run_of_short_windows_leaves_results_verdict_and_report(tmp_path
 
 
 @pytest.mark.triton
+@pytest.mark.slow  # most of a minute, and what it runs has faster tests of its own
 @pytest.mark.timeout(300)
 def test_the_glyphs_are_asked_in_large_requests_at_their_own_exits_and_compared_with_the_prediction(
     tmp_path: Path,
@@ -96,6 +97,7 @@ def test_the_glyphs_are_asked_in_large_requests_at_their_own_exits_and_compared_
 
 
 @pytest.mark.triton
+@pytest.mark.slow  # most of a minute, and what it runs has faster tests of its own
 @pytest.mark.timeout(300)
 def test_a_short_leak_run_says_how_far_memory_grew(tmp_path: Path) -> None:
     words = ["leak", "--scenario", "digits", "--requests", "1000", "--seconds", "1", "--output", str(tmp_path)]

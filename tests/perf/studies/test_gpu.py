@@ -341,6 +341,7 @@ def test_a_batch_too_large_for_the_device_is_reported_and_the_smaller_ones_count
 
 
 @pytest.mark.triton
+@pytest.mark.slow  # most of a minute, and what it runs has faster tests of its own
 @pytest.mark.timeout(300)
 def test_a_small_run_exports_serves_loads_and_reports_and_goes_on_where_it_was(tmp_path: Path) -> None:
     words = ["gpu", "--small", "--provider", "cpu", "--family", "vit", "--output", str(tmp_path)]
