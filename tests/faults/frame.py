@@ -84,7 +84,10 @@ class FaultResult:
 
 
 class Bench:
-    """Runs rows on one product, which is served anew where a row left it ended or not whole."""
+    """Runs rows on one product, which is served anew where a row left it ended or not whole, or may have restarted it.
+
+    Restarts are bounded within ten minutes, and rows are not to use up one another's.
+    """
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -135,7 +138,7 @@ class Bench:
         allowed_s = WHOLE_S + (product.start_s if row.restarts else 0.0)
         done = load.done + bed.others
         found = _faults_of(row, bed, done, whole_s, allowed_s)
-        if found or row.ends:
+        if found or row.ends or row.restarts:
             self.end()
         return FaultResult(row=row, counts=counted(done), whole_s=whole_s, faults=tuple(found))
 
