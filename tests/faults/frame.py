@@ -84,7 +84,7 @@ class FaultResult:
 
 
 class Bench:
-    """Runs rows on one product, which is served anew where a row left it ended or not whole, or may have restarted it.
+    """Runs rows on one product, which is served anew where a row left it ended, not whole or started again.
 
     Restarts are bounded within ten minutes, and rows are not to use up one another's.
     """
