@@ -11,7 +11,7 @@ import transformers
 
 from export.deriving.served import tokens
 from export.deriving.writing import SERVED, DerivingModel
-from export.sources import member_name
+from export.sources import local_folder, member_name
 from orchestrator.errors import ExportError, first_line
 from orchestrator.spec.deriving import PaddedTensor
 from orchestrator.spec.validation import MOST_SIZE
@@ -110,12 +110,9 @@ def tokenizer_model(
 
 
 def _folder(what: str, source: str) -> Path:
-    folder = Path(what)
-    if folder.is_dir():
+    folder = local_folder(what, source, expected=f"a folder with {tokens.TOKENIZER}, or a hub id")
+    if folder is not None:
         return folder
-    if folder.exists() or what.startswith((".", "/", "~")) or what.count("/") > 1:
-        got = "a file" if folder.exists() else "no such folder"
-        raise ExportError(source, got=got, expected=f"a folder with {tokens.TOKENIZER}, or a hub id")
     # Optional: a local folder needs none.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

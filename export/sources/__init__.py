@@ -107,6 +107,17 @@ class LoadedModel:
     original: Mapping[str, Any] = field(default_factory=dict)  # of an ONNX file: version, opsets, names, changes
 
 
+def local_folder(what: str, subject: str, *, expected: str) -> Path | None:
+    """The local folder of that name, None where it can only be a hub id; ExportError where it is neither."""
+    folder = Path(what)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or what.startswith((".", "/", "~")) or what.count("/") > 1:
+        got = "a file" if folder.exists() else "no such folder"
+        raise ExportError(subject, got=got, expected=expected)
+    return None
+
+
 def renamed_inputs(
     kinds: tuple[TensorKind, ...], names: Mapping[str, str], *, subject: str
 ) -> tuple[TensorKind, ...]:

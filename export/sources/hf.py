@@ -14,7 +14,7 @@ from torch import nn
 from transformers.models.auto import image_processing_auto
 
 from export.images import Processing, processing_from_config
-from export.sources import ExportOptions, LoadedModel, Rows, SourceRef, member_name, renamed_inputs
+from export.sources import ExportOptions, LoadedModel, Rows, SourceRef, local_folder, member_name, renamed_inputs
 from export.sources.hf_text import KIND, TextLogits, longest_row, text_inputs
 from export.zoo import REPEATS, STRIDES, ZooEntry, entry_from_name, network_of, same_padding_blocks
 from orchestrator.errors import ExportError, first_line
@@ -285,15 +285,8 @@ def _json(path: Path, subject: str) -> dict[str, Any]:
 
 def _folder_of(what: str, options: ExportOptions) -> Path:
     """The folder with a model's files: a local one, or that of a hub id in the hub's cache."""
-    path = Path(what)
-    if path.is_dir():
-        return path
-    if path.exists() or what.startswith((".", "/", "~")) or what.count("/") > 1:
-        got = "a file" if path.exists() else "no such folder"
-        raise ExportError(
-            f"hf:{what}", got=got, expected=f"a folder with {CONFIG}, {WEIGHTS[0]}, and {PROCESSOR} of images"
-        )
-    return _fetched(what, options)
+    expected = f"a folder with {CONFIG}, {WEIGHTS[0]}, and {PROCESSOR} of images"
+    return local_folder(what, f"hf:{what}", expected=expected) or _fetched(what, options)
 
 
 def _fetched(hub_id: str, options: ExportOptions) -> Path:

@@ -7,7 +7,7 @@ its own, without padding, or None where it has not been derived.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -88,12 +88,13 @@ def objects(rows: Sequence[Any]) -> Rows:
 
 def merged(parts: Sequence[AnyRows]) -> AnyRows:
     """One batch of several requests' rows."""
-    first = parts[0]
+    first = parts[0]  # requests of one cascade have rows of one kind
     if len(parts) == 1:
         return first
     if not isinstance(first, RowTensors):
-        return np.concatenate(parts)  # type: ignore[arg-type]
-    return RowTensors({name: np.concatenate([part.columns[name] for part in parts]) for name in first.columns})  # type: ignore[union-attr]
+        return np.concatenate(cast(Sequence[Rows], parts))
+    every = [part.columns for part in cast(Sequence[RowTensors], parts)]
+    return RowTensors({name: np.concatenate([columns[name] for columns in every]) for name in first.columns})
 
 
 def padded(column: Rows, tensor: RowTensor) -> tuple[Rows, int]:

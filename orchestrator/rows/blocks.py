@@ -23,6 +23,9 @@ Indices = npt.NDArray[np.int64]
 _USUAL = {"id_column": ("id", "ids"), "label_column": ("label", "labels")}
 # The label of a row without one, where labels are numbers; Hugging Face's data sets use it too.
 UNLABELLED = -1
+# What a piece may hold as it is stored: several wait for the members, texts may be of any length, and pictures far
+# larger than the rows they become.
+PIECE_BYTES = 8 << 20
 # File names have them that are no UTF-8.
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 

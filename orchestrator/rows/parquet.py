@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from orchestrator.errors import DataError
 from orchestrator.files import sha256_of_path
 from orchestrator.rows.blocks import (
+    PIECE_BYTES,
     ColumnNames,
     Indices,
     RefusedRow,
@@ -36,8 +37,6 @@ from orchestrator.rows.parquet_table import ParquetTable, numpy_from, parquet_ta
 from orchestrator.rows.pictures import ReadPicture, is_picture
 from orchestrator.spec.served_model import ModelInfo
 
-# Several pieces wait for the members as they are stored, and pictures may be far larger than the rows they become.
-PIECE_BYTES = 8 << 20
 ReadColumn = Callable[[Rows, Any], RowBlock]
 
 

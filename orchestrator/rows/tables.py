@@ -16,6 +16,7 @@ import numpy as np
 from orchestrator.errors import DataError, first_few, shown
 from orchestrator.files import sha256_of_path
 from orchestrator.rows.blocks import (
+    PIECE_BYTES,
     ColumnNames,
     Indices,
     RefusedRow,
@@ -35,8 +36,6 @@ from orchestrator.spec.served_model import ModelInfo
 
 CSV_ENDINGS, JSON_ENDINGS = (".csv", ".tsv"), (".jsonl", ".ndjson")
 TABLE_ENDINGS = (*CSV_ENDINGS, *JSON_ENDINGS)
-# Several pieces wait for the members, and texts may be of any length.
-PIECE_BYTES = 8 << 20
 # The module's own limit of 128 KiB ends the reading; ours, in `rows.cells`, refuses the row.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")

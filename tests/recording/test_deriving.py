@@ -2,23 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from orchestrator.__main__ import run
 from orchestrator.cli.plan_pool import pool_from_records, restricted
 from orchestrator.planner.records import records_from_path
 from orchestrator.spec.deriving import DerivingManifest, PaddedTensor, json_from_deriving
 from orchestrator.spec.manifest import TensorSpec
 from tests.fakes.kserve import CodedError, FakeKServe, FakeModel, Slot
 from tests.fakes.kserve_fronts import GrpcFront
-from tests.recording.text_members import write_text_member, write_tokens_member
+from tests.recording.text_members import Record, recorder, write_text_member, write_tokens_member
 
-Record = Callable[..., str]
 TOKENS = ("input_ids", "attention_mask")
 TEXTS = ["good", "no", "a longer text of words", "no", "good"]
 # As the file beside an exported tokenizer: a token for each word, which is its number of letters.
@@ -66,12 +63,8 @@ def record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Record:
     def recorded(*words: object, texts: list[str] = TEXTS, code: int = 0) -> str:
         rows = [{"review": text, "label": int(text == "good")} for text in texts]
         (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        asked = ["record", *map(str, words), "--data", str(tmp_path / "in.jsonl"), "--text", "review"]
-        asked += ["--repository", str(tmp_path), "-o", str(tmp_path / "out.npz")]
-        assert run(asked) == code, capsys.readouterr()
-        captured = capsys.readouterr()
-        assert not code or captured.err.count("\n") == 1, captured.err
-        return captured.err if code else captured.out
+        data = ("--data", tmp_path / "in.jsonl", "--text", "review")
+        return recorder(tmp_path, capsys)(*words, *data, code=code)
 
     return recorded
 

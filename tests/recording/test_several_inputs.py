@@ -1,7 +1,6 @@
 """Rows of several tensors and of lengths that vary, recorded by members of several kinds."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.__main__ import run
 from orchestrator.errors import InputError
 from orchestrator.local import LocalMembers
 from orchestrator.planner.records import records_from_path
-from tests.recording.text_members import write_numbers_member, write_text_member, write_tokens_member
+from tests.recording.text_members import (
+    Record,
+    recorder,
+    write_numbers_member,
+    write_text_member,
+    write_tokens_member,
+)
 
-Record = Callable[..., str]
 IDS = [[1, 2], [5, 6, 7], [], [20], [1, 2, 3, 4]]
 TEXTS = ["no", "good", "no", "good", "no"]
 LABELS = [0, 1, 0, 1, 0]
@@ -38,19 +41,11 @@ def archive(path: Path, **changes: Any) -> Path:
 
 @pytest.fixture
 def record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Record:
-    """Runs the command over members in the folder; gives what it printed, to stderr where it failed."""
     write_text_member(tmp_path)
     write_numbers_member(tmp_path)
     write_tokens_member(tmp_path)
 
-    def recorded(*words: object, code: int = 0) -> str:
-        asked = ["record", *map(str, words), "--repository", str(tmp_path), "-o", str(tmp_path / "out.npz")]
-        assert run(asked) == code, capsys.readouterr()
-        captured = capsys.readouterr()
-        assert not code or captured.err.count("\n") == 1, captured.err
-        return captured.err if code else captured.out
-
-    return recorded
+    return recorder(tmp_path, capsys)
 
 
 def test_members_of_several_kinds_are_asked_each_about_its_own_tensors(tmp_path: Path, record: Record) -> None:

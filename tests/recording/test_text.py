@@ -2,35 +2,23 @@
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from orchestrator.__main__ import run
 from orchestrator.errors import InputError
 from orchestrator.local import LocalMembers
 from orchestrator.planner.records import records_from_path
-from tests.recording.text_members import GOOD, write_numbers_member, write_text_member
-
-Record = Callable[..., str]
+from tests.recording.text_members import GOOD, Record, recorder, write_numbers_member, write_text_member
 
 
 @pytest.fixture
 def record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Record:
-    """Runs the command over members in the folder; gives what it printed, to stderr where it failed."""
     write_text_member(tmp_path)
     write_numbers_member(tmp_path)
 
-    def recorded(*words: object, code: int = 0) -> str:
-        asked = ["record", *map(str, words), "--repository", str(tmp_path), "-o", str(tmp_path / "out.npz")]
-        assert run(asked) == code, capsys.readouterr()
-        captured = capsys.readouterr()
-        assert not code or captured.err.count("\n") == 1, captured.err
-        return captured.err if code else captured.out
-
-    return recorded
+    return recorder(tmp_path, capsys)
 
 
 def test_texts_of_a_table_are_recorded_with_ids_and_labels(tmp_path: Path, record: Record) -> None:

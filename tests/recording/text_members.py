@@ -1,18 +1,35 @@
 """Tiny members that take text or numbers, so that a recording takes milliseconds."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from onnx import TensorProto, helper
 
+from orchestrator.__main__ import run
 from orchestrator.spec import Manifest, TensorSpec
 from orchestrator.spec.manifest import json_from_manifest
 from tests.onnx_models import model_of
 
 GOOD = ("good", "fine \N{GRINNING FACE}", 'a "b"\nc')
 NAMES = ("bad", "good")
+Record = Callable[..., str]
+
+
+def recorder(folder: Path, capsys: pytest.CaptureFixture[str]) -> Record:
+    """Runs the command over members in the folder; gives what it printed, to stderr where it failed."""
+
+    def recorded(*words: object, code: int = 0) -> str:
+        asked = ["record", *map(str, words), "--repository", str(folder), "-o", str(folder / "out.npz")]
+        assert run(asked) == code, capsys.readouterr()
+        captured = capsys.readouterr()
+        assert not code or captured.err.count("\n") == 1, captured.err
+        return captured.err if code else captured.out
+
+    return recorded
 
 
 def _write(repository: Path, name: str, model: Any, inputs: tuple[TensorSpec, ...], macs: float) -> None:
