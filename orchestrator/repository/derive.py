@@ -20,10 +20,13 @@ def derived_spec(spec: CascadeSpec, repository: Path, models: Sequence[str]) -> 
     """
     spec = adopted_spec(spec, {one.name: facts_of_member(repository / one.name) for one in spec.members})
     for name in models:
-        # What members read stands in their maps, because the plan's inputs change.
-        spec = spec.with_members(lambda one, now=spec: dataclasses.replace(one, inputs=now.tensors_of(one)))  # type: ignore[misc]
-        spec = _with_model(spec, name, _facts(repository / name), _manifest(repository / name / MANIFEST))
+        spec = _with_model(_mapped(spec), name, _facts(repository / name), _manifest(repository / name / MANIFEST))
     return spec
+
+
+def _mapped(spec: CascadeSpec) -> CascadeSpec:
+    """The plan with what members read in their maps, because its inputs are about to change."""
+    return spec.with_members(lambda one: dataclasses.replace(one, inputs=spec.tensors_of(one)))
 
 
 def _manifest(path: Path) -> DerivingManifest | None:
