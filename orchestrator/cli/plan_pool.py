@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.plan_derived import with_derived
 from orchestrator.errors import DataError, SpecError
 from orchestrator.planner.plan import (
     USUAL_BATCH,
@@ -16,6 +15,7 @@ from orchestrator.planner.plan import (
     recorded_member,
 )
 from orchestrator.planner.records import Records
+from orchestrator.repository.derive import derived_spec
 from orchestrator.repository.index import class_names_by_member, common_names
 from orchestrator.repository.members import (
     MemberFacts,
@@ -98,13 +98,6 @@ def pool_from_records(
     base = pool_spec(members, records, name=name, cost_unit=unit, takes=takes)
     recorded = [] if derive else _recorded_derived(records)
     there = [model for model in recorded if (repository / model / MANIFEST).is_file()]
-    if derive or there:
-        base = with_derived(
-            dataclasses.replace(base, inputs=adopted_spec(base, facts).inputs),
-            derive or there,
-            repository,
-            skip_unread=not derive,
-        )
     away = [
         f"{model} made tensors of the records, and has no manifest in {repository}: requests must bring them, or "
         "the plan needs an entry under `derived`"
@@ -112,6 +105,8 @@ def pool_from_records(
         if model not in there
     ]
     spec = adopted_spec(base, facts)
+    if derive or there:
+        spec = derived_spec(spec, repository, derive or there, skip_unread=not derive)
     spec = dataclasses.replace(spec, labels=_class_names(spec.members, records, repository))
     return MemberPool(
         spec=spec,
@@ -198,8 +193,7 @@ def member_facts(
         recorded = _recorded(name, known.get(name, {}), classes=records.classes)
         found = facts_from_folder(repository / name) if (repository / name).is_dir() else recorded
         _require_same_output(name, recorded, found)
-        missing = [one.name for one in dataclasses.fields(MemberFacts) if getattr(found, one.name) is None]
-        found = dataclasses.replace(found, **{field: getattr(recorded, field) for field in missing})
+        found = found.completed_from(recorded)
         # The recorded rows' shape, where a configuration leaves it open.
         rows, inputs = recorded.inputs or {}, dict(found.inputs or {})
         inputs |= {key: rows[key] for key in inputs.keys() & rows.keys() if fits(inputs[key].dims, rows[key].dims)}

@@ -15,6 +15,7 @@ from orchestrator.repository.checked import render_checked
 from orchestrator.repository.derive import derived_spec
 from orchestrator.repository.files import Rendering
 from orchestrator.repository.index import plans_in
+from orchestrator.repository.members import adopted_spec, facts_of_member
 from orchestrator.repository.render import ensemble_from_cascade
 from orchestrator.spec import CascadeSpec, cascade_from_path
 
@@ -62,8 +63,8 @@ def render(
     """
     cascades, ensembles = _wanted(plans or [], repository, ensemble)
     if derive:
-        cascades = [derived_spec(one, repository, derive) for one in cascades]
-        ensembles = [derived_spec(one, repository, derive) for one in ensembles]
+        cascades = [_derived(one, repository, derive) for one in cascades]
+        ensembles = [_derived(one, repository, derive) for one in ensembles]
     if output is not None and (model_version is not None or force):
         raise RepositoryError("render --output", got="--model-version or --force", expected="neither with it")
     done, report = render_checked(
@@ -78,6 +79,12 @@ def render(
     _show(done, report, root=output or repository, as_json=as_json)
     if not report:
         raise typer.Exit(1)
+
+
+def _derived(spec: CascadeSpec, repository: Path, models: list[str]) -> CascadeSpec:
+    """The plan whose inputs these models make, its placeholders replaced before."""
+    facts = {one.name: facts_of_member(repository / one.name) for one in spec.members}
+    return derived_spec(adopted_spec(spec, facts), repository, models)
 
 
 def _wanted(

@@ -123,6 +123,11 @@ class MemberFacts:
         one = (self.outputs or {}).get(name)
         return one is not None and one.dtype in SCORE_DTYPES and fits(one.dims, (classes,))
 
+    def completed_from(self, other: "MemberFacts") -> "MemberFacts":
+        """The same facts, with those of `other` where nothing is known."""
+        missing = [one.name for one in dataclasses.fields(self) if getattr(self, one.name) is None]
+        return dataclasses.replace(self, **{key: getattr(other, key) for key in missing})
+
 
 def facts_from_folder(folder: Path) -> MemberFacts:
     """What the files of a model say; RepositoryError where its configuration or its ONNX file cannot be read."""

@@ -97,7 +97,10 @@ def test_a_model_that_derives_nothing_is_one_line(
     plan("words,tokens", "--max-mean-cost", "10")
     capsys.readouterr()
     words = ["plan", str(tmp_path / "records.npz"), "-o", str(tmp_path / "p.json"), "--repository", str(tmp_path)]
-    for name, said in (("absent", "expected a model that derives tensors"), ("words", "manifest.json")):
+    for name, said in (
+        ("absent", "no such model in"),
+        ("words", "--derive words: got outputs logits, expected one"),
+    ):
         assert run([*words, "--max-mean-cost", "10", "--derive", name]) == 2
         error = capsys.readouterr().err
         assert said in error

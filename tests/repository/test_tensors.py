@@ -101,6 +101,39 @@ def test_a_model_that_makes_nothing_of_the_plan_is_refused(repository: Path, mod
         derived_spec(given(repository), repository, [model])
 
 
+CLEANER = """
+backend: "python"
+max_batch_size: 8
+input [{ name: "RAW" data_type: TYPE_STRING dims: [1] }]
+output [{ name: "TEXT" data_type: TYPE_STRING dims: [1] }]
+"""
+
+
+@pytest.mark.parametrize("models", [["tokens", "cleaner"], ["cleaner", "tokens"]])
+def test_models_that_read_one_another_are_named_in_any_order(repository: Path, models: list[str]) -> None:
+    (repository / "cleaner").mkdir()
+    (repository / "cleaner/config.pbtxt").write_text(CLEANER)
+    spec = derived_spec(given(repository), repository, models)
+    assert [one.name for one in spec.inputs] == ["RAW"]
+    assert [(one.name, one.inputs) for one in spec.derived] == [
+        ("tokens", {"TEXT": "TEXT"}), ("cleaner", {"RAW": "RAW"}),
+    ]  # fmt: skip
+
+
+def test_a_model_gets_the_text_that_the_plan_has_under_another_name_but_no_numbers_under_its_own(
+    repository: Path,
+) -> None:
+    text = InputSpec(name="sentence", dtype="STRING", dims=(1,))
+    spec = dataclasses.replace(given(repository), inputs=(*GIVEN, text))
+    (model,) = derived_spec(spec, repository, ["tokens"]).derived
+    assert model.inputs == {"TEXT": "sentence"}
+    spec = dataclasses.replace(spec, inputs=(*GIVEN, InputSpec(name="TEXT", dtype="FP32", dims=(3,))))
+    with pytest.raises(
+        RepositoryError, match=r"input TEXT: got STRING \[1\], expected FP32 \[3\], which the plan"
+    ):
+        derived_spec(spec, repository, ["tokens"])
+
+
 def test_an_ensemble_has_the_tokenizer_as_a_step(repository: Path) -> None:
     spec = ensemble_from_cascade(derived(repository), "together")
     render_ensemble(spec, repository)

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from export.deriving.served.tokens import RowTokens, TextError
 from export.deriving.tokenizer import tokenizer_model
 from export.deriving.writing import write_deriving
-from orchestrator.cli.plan_derived import with_derived
-from orchestrator.errors import DataError, ExportError, SpecError
+from orchestrator.errors import ExportError, RepositoryError, SpecError
 from orchestrator.repository.check import check
+from orchestrator.repository.derive import derived_spec
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, manifest_from_path
 from orchestrator.spec.deriving import deriving_from_path
 from tests.export.deriving.builders import MAX_LENGTH, SHAPES, save_tokenizer
@@ -218,11 +218,11 @@ def test_a_tokenizer_of_the_left_pads_on_the_right_where_asked_and_only_then_fit
         inputs=(ids,),
         stages=(Stage(members=(Member(name="m", output="logits"),)),),
     )
-    assert with_derived(spec, [manifest.name], tmp_path).inputs == (
+    assert derived_spec(spec, tmp_path, [manifest.name]).inputs == (
         InputSpec(name="text", dtype="STRING", dims=(1,)),
     )
-    with pytest.raises(DataError, match="got padding on the left, expected on the right; export it again with"):
-        with_derived(spec, [manifest.name], repository)
+    with pytest.raises(RepositoryError, match="got padding on the left, expected on the right; export it again"):
+        derived_spec(spec, repository, [manifest.name])
 
 
 def test_a_manifest_says_how_a_plan_derives(repository: Path) -> None:
