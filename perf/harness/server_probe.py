@@ -160,6 +160,19 @@ def counted_between(before: Mapping[str, Counts], after: Mapping[str, Counts]) -
     }
 
 
+def unconnected_sockets(process: ServerProcess) -> int:
+    """Sockets of a process whose connections have ended and that it has not closed.
+
+    Raises:
+        OSError, psutil.Error: the process is gone, or belongs to somebody else.
+    """
+    sockets = 0
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            sockets += str(descriptor.readlink()).startswith("socket:")
+    return max(0, sockets - len(psutil.Process(process.pid).net_connections("all")))
+
+
 def _process(pid: int) -> ServerProcess:
     words: list[str] = []
     with contextlib.suppress(psutil.Error):

@@ -1,10 +1,21 @@
+import os
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
-from perf.harness.server_probe import Counts, PeakMemory, counted_between, cpu_s, memory_of, server_processes
+from perf.harness.server_probe import (
+    Counts,
+    PeakMemory,
+    ServerProcess,
+    counted_between,
+    cpu_s,
+    memory_of,
+    server_processes,
+    unconnected_sockets,
+)
 
 # A leader of a session with one child, as a server with one model; both hold and use something. The child calls
 # itself what Triton's stub is called.
@@ -61,3 +72,17 @@ def test_only_models_that_were_asked_in_between_are_counted() -> None:
     before = {"a": Counts(rows=10, calls=5), "b": Counts(rows=3, calls=3)}
     after = {"a": Counts(rows=30, calls=10), "b": Counts(rows=3, calls=3), "c": Counts(rows=2, calls=1)}
     assert counted_between(before, after) == {"a": Counts(rows=20, calls=5), "c": Counts(rows=2, calls=1)}
+
+
+def test_a_socket_counts_as_unconnected_once_its_client_has_left_with_data_unread() -> None:
+    here = ServerProcess(pid=os.getpid(), model=None, shm=None)
+    before = unconnected_sockets(here)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+        with server:
+            server.sendall(b"x")
+            assert unconnected_sockets(here) == before
+            client.close()  # with a byte unread, so that the connection is reset
+            assert unconnected_sockets(here) == before + 1
+    assert unconnected_sockets(here) == before
