@@ -37,9 +37,9 @@ _SAMPLE_S = 0.5
 MOST_ROWS = 64
 # What a process may grow by in the second half of a run: allocators settle slowly, threads and files do not.
 GROWTH_LIMITS = {"resident": 1.0 * MIB, "shared": 0.25 * MIB, "threads": 2.0, "descriptors": 2.0}
-# Triton 24.10 loses track of a cancelled call now and then, whatever the model (triton-inference-server/server, pull
-# request 8078, in 25.04), and then never closes the socket of the client, so those are counted apart. A request that
-# the cascade forgets would keep the socket of every client that cancels.
+# Triton 24.10 loses track of a cancelled call now and then, whatever the model, and then never closes the
+# client's socket (mended by pull request 8078 of triton-inference-server/server, in 25.04), so those are counted
+# apart. A request that the cascade forgets would keep the socket of every client that cancels.
 KEPT, MOST_KEPT_SHARE, LEAST_KEPT_LIMIT = "sockets of departed clients", 0.5, 2.0
 # The negative control wraps the cascade's model.py, nothing of the product: it keeps one answer of so many.
 KEEP_EVERY = 100
