@@ -128,7 +128,7 @@ def _plan(records: Records) -> CascadeSpec:
     if hasattr(limits, "member_timeout_ms"):
         limits = dataclasses.replace(limits, **{"member_timeout_ms": MEMBER_TIMEOUT_MS})
     base = dataclasses.replace(plan_of(COMMITTED, "digits_cascade"), name=STRICT, fit=None, gears=None)
-    stages = [Stage(members=(_onnx_member(name),)) for name in ONNX_MEMBERS]
+    stages = [Stage(members=(onnx_member(name),)) for name in ONNX_MEMBERS]
     spec = dataclasses.replace(base, stages=tuple(stages), limits=limits)
     for number in range(2):
         scores = np.sort(replay(spec, records, Policy(min_stage=number, max_stage=number)).confidence)
@@ -150,7 +150,8 @@ def _obedient() -> Member:
     return Member(name=OBEDIENT, output="logits", cost=1e6)
 
 
-def _onnx_member(name: str) -> Member:
+def onnx_member(name: str) -> Member:
+    """A committed member of digits as plans have it."""
     manifest = manifest_from_path(COMMITTED / name / "manifest.json")
     return Member(
         name=name,

@@ -4,8 +4,9 @@ import csv
 import io
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -38,7 +39,7 @@ def digits(
     start = time.monotonic()
     with progress_on("reading digits") as progress:
         done = export_digits(output, seed=seed, force=force, progress=progress)
-    _show(done, {"members": done}, folder=output, start_s=start, as_json=as_json)
+    show_members(done, folder=output, start_s=start, as_json=as_json)
 
 
 def glyphs(
@@ -66,12 +67,13 @@ def glyphs(
     folder = output or (REPOSITORY if rows is None else TRY)
     with progress_on("glyphs") as progress:
         done = export_glyphs(folder, only=only or (), rows=rows, force=force, progress=progress)
-    _show(done, {"members": done, "repository": str(folder)}, folder=folder, start_s=start, as_json=as_json)
+    show_members(done, folder=folder, start_s=start, as_json=as_json)
 
 
-def _show(done: dict[str, str], about: dict[str, Any], *, folder: Path, start_s: float, as_json: bool) -> None:
+def show_members(done: Mapping[str, str], *, folder: Path, start_s: float, as_json: bool) -> None:
+    """Prints what was done for each member of a folder, since a time of the monotonic clock."""
     lines = [f"{folder / name}: {what}" for name, what in done.items()]
-    document = {**about, "seconds": round(time.monotonic() - start_s, 1)}
+    document = {"members": dict(done), "repository": str(folder), "seconds": round(time.monotonic() - start_s, 1)}
     typer.echo(json.dumps(document) if as_json else "\n".join(lines))
 
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from orchestrator.__main__ import run
 from tests.cli.digits import fake_server, write_plan
+from tests.commands import printed_by
 from tests.fakes.kserve import FakeKServe
 from tests.fakes.kserve_fronts import GrpcFront
 
@@ -40,13 +40,9 @@ class Batching:
         model: str = "digits_cascade",
     ) -> str:
         """Runs the command; gives what it printed, to stderr where it failed."""
-        words = ["batch", str(self.folder / source), str(self.folder / output), "--model", model]
-        words += ["--url", self.front.address, "--repository", str(self.folder / "repository")]
-        assert run([*words, *map(str, arguments)]) == code, self.capsys.readouterr()
-        captured = self.capsys.readouterr()
-        if code:
-            assert captured.err.count("\n") == 1, captured.err
-        return captured.err if code else captured.out
+        words = ["batch", self.folder / source, self.folder / output, "--model", model]
+        words += ["--url", self.front.address, "--repository", self.folder / "repository"]
+        return printed_by([*words, *arguments], self.capsys, code=code)
 
     def save(self, name: str = "in.npz", **arrays: Any) -> None:
         np.savez(self.folder / name, **arrays)

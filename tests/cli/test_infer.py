@@ -10,6 +10,7 @@ from PIL import Image
 
 from orchestrator.__main__ import run
 from tests.cli.digits import digit_spec, fake_server, images, write_plan
+from tests.commands import printed_by
 from tests.fakes.kserve import CLASSES, FakeKServe, FakeModel, Slot
 from tests.fakes.kserve_fronts import GrpcFront, HttpFront
 from tests.rows.broken_pictures import BAD_EXIF
@@ -27,12 +28,8 @@ class Asking:
 
     def infer(self, *arguments: object, model: str = "digits_cascade", code: int = 0) -> str:
         """Runs the command and gives what it printed, to stderr where it failed."""
-        words = ["infer", "--model", model, "--url", self.grpc, "--repository", str(self.repository)]
-        assert run([*words, *map(str, arguments)]) == code, self.capsys.readouterr()
-        captured = self.capsys.readouterr()
-        if code:
-            assert captured.err.count("\n") == 1, captured.err
-        return captured.err if code else captured.out
+        words = ["infer", "--model", model, "--url", self.grpc, "--repository", self.repository]
+        return printed_by([*words, *arguments], self.capsys, code=code)
 
     def rows(self, *arguments: object, **options: object) -> list[dict]:
         """The rows of the JSON document."""

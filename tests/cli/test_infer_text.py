@@ -14,6 +14,7 @@ from orchestrator.__main__ import run
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage
 from orchestrator.spec.derived import Derived, DerivedTensor
 from tests.cli.digits import write_plan
+from tests.commands import printed_by
 from tests.fakes.kserve import (
     CASCADE_OUTPUTS,
     FakeKServe,
@@ -59,11 +60,8 @@ def infer(fronts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
 
     def asked(*words: object, model: str = "reviews", code: int = 0, http: bool = False) -> str:
         where = ["--url", fronts.http, "--http"] if http else ["--url", fronts.grpc]
-        options = ["infer", "--model", model, *where, "--repository", str(tmp_path)]
-        assert run([*options, *map(str, words)]) == code, capsys.readouterr()
-        captured = capsys.readouterr()
-        assert not code or captured.err.count("\n") == 1, captured.err
-        return captured.err if code else captured.out
+        options = ["infer", "--model", model, *where, "--repository", tmp_path]
+        return printed_by([*options, *words], capsys, code=code)
 
     return asked
 

@@ -1,7 +1,6 @@
 """`committee plan` from records of members that read text, token ids or several tensors."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,17 @@ import pytest
 
 from orchestrator.__main__ import run
 from orchestrator.spec import CascadeSpec, cascade_from_path
-from orchestrator.spec.deriving import DerivingManifest, PaddedTensor, json_from_deriving
+from orchestrator.spec.deriving import json_from_deriving
 from orchestrator.spec.manifest import TensorSpec
-from tests.recording.text_members import write_numbers_member, write_text_member, write_tokens_member
+from tests.recording.text_members import (
+    TOKENS,
+    tokenizer_manifest,
+    write_numbers_member,
+    write_text_member,
+    write_tokens_member,
+)
 
 Plan = Callable[..., CascadeSpec]
-TOKENS = ("input_ids", "attention_mask")
 
 
 def write_rows(path: Path, rows: int = 60) -> None:
@@ -33,12 +37,8 @@ def write_rows(path: Path, rows: int = 60) -> None:
 
 def write_tokenizer(repository: Path, name: str = "tokenizer") -> None:
     """The manifest of a model that makes the token ids."""
-    tensors = tuple(PaddedTensor(name=one, dtype="INT64", dims=(-1,), pad=3.0) for one in TOKENS)
-    manifest = DerivingManifest(
-        name=name, derives="tokens", file="1/model.py", sha256=hashlib.sha256(b"").hexdigest(), source="made up",
-        inputs=(TensorSpec(name="text", dtype="STRING", dims=(1,)),), outputs=tensors, max_batch_size=16,
-    )  # fmt: skip
     (repository / name).mkdir()
+    manifest = tokenizer_manifest(name, pad=3.0, max_batch_size=16)
     (repository / name / "manifest.json").write_text(json_from_deriving(manifest))
 
 
@@ -89,6 +89,19 @@ def test_token_ids_may_be_derived_from_text_by_a_model_of_the_repository(plan: P
     # A plan without the transformer needs no tokenizer.
     spec = plan("words,tokens", "--max-mean-cost", "10", "--derive", "tokenizer")
     assert (spec.derived, [one.name for one in spec.inputs]) == ((), ["text"])
+
+
+def test_a_model_that_was_not_exported_derives_what_its_configuration_says(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.pbtxt").write_text(
+        'backend: "python" max_batch_size: 8 input { name: "SENTENCE" data_type: TYPE_STRING dims: 1 } output ['
+        + ", ".join(f'{{ name: "{one}" data_type: TYPE_INT64 dims: [-1] }}' for one in TOKENS)
+        + "]"
+    )
+    spec = plan("words,tokens", "--reference", "tokens", "--epsilon", "0.0", "--derive", "own")
+    (derived,) = spec.derived
+    assert (derived.name, derived.inputs, derived.max_batch_size) == ("own", {"SENTENCE": "text"}, 8)
+    assert [one.name for one in spec.inputs] == ["text"]
 
 
 def test_a_model_that_derives_nothing_is_one_line(

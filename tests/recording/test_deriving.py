@@ -10,13 +10,18 @@ import pytest
 
 from orchestrator.cli.plan_pool import pool_from_records, restricted
 from orchestrator.planner.records import records_from_path
-from orchestrator.spec.deriving import DerivingManifest, PaddedTensor, json_from_deriving
-from orchestrator.spec.manifest import TensorSpec
+from orchestrator.spec.deriving import json_from_deriving
 from tests.fakes.kserve import CodedError, FakeKServe, FakeModel, Slot
 from tests.fakes.kserve_fronts import GrpcFront
-from tests.recording.text_members import Record, recorder, write_text_member, write_tokens_member
+from tests.recording.text_members import (
+    TOKENS,
+    Record,
+    recorder,
+    tokenizer_manifest,
+    write_text_member,
+    write_tokens_member,
+)
 
-TOKENS = ("input_ids", "attention_mask")
 TEXTS = ["good", "no", "a longer text of words", "no", "good"]
 # As the file beside an exported tokenizer: a token for each word, which is its number of letters.
 DERIVE = """
@@ -44,12 +49,8 @@ def write_tokenizer(repository: Path, name: str = "tokenizer") -> None:
     folder = repository / name / "1"
     folder.mkdir(parents=True)
     (folder / "derive.py").write_text(DERIVE)
-    tensors = tuple(PaddedTensor(name=one, dtype="INT64", dims=(-1,), pad=0.0) for one in TOKENS)
-    manifest = DerivingManifest(
-        name=name, derives="tokens", file="1/model.py", sha256=hashlib.sha256(b"").hexdigest(), source="made up",
-        inputs=(TensorSpec(name="text", dtype="STRING", dims=(1,)),), outputs=tensors, options={"most": 9},
-        data_files={"1/derive.py": hashlib.sha256(DERIVE.encode()).hexdigest()},
-    )  # fmt: skip
+    files = {"1/derive.py": hashlib.sha256(DERIVE.encode()).hexdigest()}
+    manifest = tokenizer_manifest(name, pad=0.0, options={"most": 9}, data_files=files)
     (repository / name / "manifest.json").write_text(json_from_deriving(manifest))
 
 

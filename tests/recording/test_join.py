@@ -20,6 +20,7 @@ from orchestrator.planner.dataset_split import records_of_rows
 from orchestrator.planner.records import Records, records_from_path, write_records
 from orchestrator.recording.join import join_records
 from orchestrator.spec import Preprocess
+from tests.commands import printed_by
 from tests.planner.builders import made_records
 from tests.recording.builders import write_folder, write_member
 
@@ -295,11 +296,7 @@ class Files:
 
     def join(self, *words: str, code: int = 0) -> str:
         """Runs it; gives stdout, or the one line on stderr where it failed."""
-        assert run(["record", "--join", *words]) == code
-        out = self.capsys.readouterr()
-        if code:
-            assert out.err.count("\n") == 1, out.err
-        return out.err if code else out.out
+        return printed_by(["record", "--join", *words], self.capsys, code=code)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from orchestrator.__main__ import run
 from orchestrator.local import LocalMembers
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.recording.job import records_of
+from tests.commands import printed_by
 from tests.full_disk import assert_told_of_full_disk
 from tests.recording.builders import NAMES, picture, png, rows_of, write_folder, write_member
 
@@ -32,12 +33,7 @@ class Recording:
     def record(self, data: object, *options: object, members: str = "a,b", code: int = 0) -> str:
         """Runs it; gives stdout, or the one line on stderr where it failed."""
         words = ["record", "--members", members, "--data", data, "-o", self.folder / "out.npz"]
-        words += ["--repository", self.repository, *options]
-        assert run(list(map(str, words))) == code, self.capsys.readouterr()
-        out = self.capsys.readouterr()
-        if code:
-            assert out.err.count("\n") == 1, out.err
-        return out.err if code else out.out
+        return printed_by([*words, "--repository", self.repository, *options], self.capsys, code=code)
 
     def records(self) -> Records:
         return records_from_path(self.folder / "out.npz")

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from orchestrator.__main__ import run
 from orchestrator.spec import Manifest, TensorSpec
+from orchestrator.spec.deriving import DerivingManifest, PaddedTensor
 from orchestrator.spec.manifest import json_from_manifest
+from tests.commands import printed_by
 from tests.onnx_models import model_of
 
 GOOD = ("good", "fine \N{GRINNING FACE}", 'a "b"\nc')
 NAMES = ("bad", "good")
+TOKENS = ("input_ids", "attention_mask")
 Record = Callable[..., str]
 
 
@@ -23,11 +25,8 @@ def recorder(folder: Path, capsys: pytest.CaptureFixture[str]) -> Record:
     """Runs the command over members in the folder; gives what it printed, to stderr where it failed."""
 
     def recorded(*words: object, code: int = 0) -> str:
-        asked = ["record", *map(str, words), "--repository", str(folder), "-o", str(folder / "out.npz")]
-        assert run(asked) == code, capsys.readouterr()
-        captured = capsys.readouterr()
-        assert not code or captured.err.count("\n") == 1, captured.err
-        return captured.err if code else captured.out
+        asked = ["record", *words, "--repository", folder, "-o", folder / "out.npz"]
+        return printed_by(asked, capsys, code=code)
 
     return recorded
 
@@ -43,6 +42,19 @@ def _write(repository: Path, name: str, model: Any, inputs: tuple[TensorSpec, ..
         output=TensorSpec(name="logits", dtype="FP32", dims=(2,)), macs_counter="by hand", labels=NAMES,
     )  # fmt: skip
     (folder / "manifest.json").write_text(json_from_manifest(manifest), encoding="utf-8")
+
+
+def tokenizer_manifest(name: str, *, pad: float, **changes: Any) -> DerivingManifest:
+    """Of a model that makes the token ids of a text."""
+    tensors = tuple(PaddedTensor(name=one, dtype="INT64", dims=(-1,), pad=pad) for one in TOKENS)
+    known = {
+        "derives": "tokens",
+        "file": "1/model.py",
+        "sha256": hashlib.sha256(b"").hexdigest(),
+        "source": "made up",
+    }
+    text = TensorSpec(name="text", dtype="STRING", dims=(1,))
+    return DerivingManifest(**{"name": name, "inputs": (text,), "outputs": tensors, **known, **changes})
 
 
 def write_text_member(repository: Path, name: str = "words", *, sure_of_others: float = 3.0) -> None:

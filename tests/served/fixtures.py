@@ -20,11 +20,10 @@ from orchestrator.planner.replay import replay
 from orchestrator.repository.index import plan_of
 from orchestrator.repository.render import render
 from orchestrator.serving.process import EmbeddedServer
-from orchestrator.spec import CascadeSpec, Gear, Gears, Member, Stage, manifest_from_path
+from orchestrator.spec import CascadeSpec, Gear, Gears, Member, Stage
+from perf.routes.obedient import COMMITTED, ONNX_MEMBERS, onnx_member
 from tests.serving.models import add_python
 
-COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
-ONNX_MEMBERS = ("digits_small", "digits_medium", "digits_large")
 # The corner of every scanned digit is blank, so a mark there tells a member what to do and changes no real row.
 BREAK, SPOIL = 16.0, 15.0
 
@@ -183,7 +182,7 @@ def build(repository: Path, records: Records) -> dict[str, CascadeSpec]:
 
 
 def _cascades(base: CascadeSpec, records: Records) -> list[CascadeSpec]:
-    small, medium, large = (_onnx_member(name) for name in ONNX_MEMBERS)
+    small, medium, large = (onnx_member(name) for name in ONNX_MEMBERS)
     warm = dataclasses.replace(medium, weight=2.0, temperature=1.5)
     pair = (small, warm)
 
@@ -230,17 +229,6 @@ def _gears(three: CascadeSpec, *, stages: int = 3, impatient: bool = False) -> G
 
 def _made_here(name: str) -> Member:
     return Member(name=name, output="logits", cost=1e6)
-
-
-def _onnx_member(name: str) -> Member:
-    manifest = manifest_from_path(COMMITTED / name / "manifest.json")
-    return Member(
-        name=name,
-        output=manifest.output.name,
-        cost=manifest.macs,
-        max_batch_size=manifest.max_batch_size,
-        sha256=manifest.sha256,
-    )
 
 
 def _with_thresholds(spec: CascadeSpec, records: Records) -> CascadeSpec:

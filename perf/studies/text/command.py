@@ -12,6 +12,7 @@ from export.commands.console import needs, progress_on
 from orchestrator.planner.records import write_records
 from orchestrator.repository.files import write_all
 from perf.harness.report import markdown_table
+from perf.studies.training import show_members
 
 REPOSITORY = Path("perf/text/model_repository")
 PAGE = Path("docs/text-study.md")
@@ -65,12 +66,10 @@ def text(
     with needs("perf text"):
         # Optional packages, and slow to import.
         from perf.studies.text.members import export_text
-    begun_s = time.monotonic()
+    start = time.monotonic()
     with progress_on("text") as progress:
         done = export_text(output, only=only or (), seed=seed, force=force, progress=progress)
-    document = {"members": done, "repository": str(output), "seconds": round(time.monotonic() - begun_s, 1)}
-    lines = [f"{output / name}: {what}" for name, what in done.items()]
-    typer.echo(json.dumps(document) if as_json else "\n".join(lines))
+    show_members(done, folder=output, start_s=start, as_json=as_json)
 
 
 def text_study(
