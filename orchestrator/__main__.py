@@ -28,6 +28,7 @@ COMMANDS = {
     "probe": "Ask a served model whether it answers, as a health check.",
     "batch": "Push a file of stored rows through a served model.",
     "record": "Ask members about labelled rows once and keep what they said.",
+    "time": "Measure how long members take, batch by batch, to plan in time.",
     "split": "Cut records in two: rows to plan with, rows to evaluate on.",
     "plan": "Choose members, order and thresholds from records.",
     "evaluate": "Replay a plan over records it has not seen.",

@@ -22,11 +22,13 @@ from orchestrator.cli.console import (
     print_json,
     progress,
 )
+from orchestrator.cli.time import check_timing_output, write_timing
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError
 from orchestrator.recording.job import RecordOptions, record_job
 from orchestrator.recording.join import join_records
 from orchestrator.recording.pool import opened_pool
+from orchestrator.recording.timing import TimeOptions, time_members
 from orchestrator.rows.blocks import ColumnNames
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 from orchestrator.spec.validation import COSTS, is_cost
@@ -134,6 +136,14 @@ def record(
         ),
     ] = None,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for a server's answer.")] = 60.0,
+    timing: Annotated[
+        Path | None,
+        typer.Option(
+            "--time",
+            metavar="FILE",
+            help="Also time the members on these rows, as `committee time` does, and write timing.json there.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Ask members about rows, in this process or on a Triton, and write what they said; or join records.
@@ -158,6 +168,7 @@ def record(
     if by_order and class_map is not None:
         raise DataError("record", got="--class-map and --labels-by-order", expected="one of them")
     _check_files(data, output)
+    check_timing_output(timing)
     # In this order, so that `--members a b c`, where the option itself takes one word, means a, b, c.
     asked = [*listed_names(members, once=False), *(names or [])]
     start = time.perf_counter()
@@ -192,6 +203,12 @@ def record(
     with opened as pool:
         summary = record_job(pool, options, output, restart=restart, progress=progress, tell=tell)
     summary["seconds"] = time.perf_counter() - start
+    if timing is not None:
+        wanted = TimeOptions(data=options, derive=listed_names(derive))
+        write_timing(
+            timing, time_members(asked, repository, wanted, url=server, timeout_s=timeout_s, progress=progress)
+        )
+        summary["timing"] = str(timing)
     _show(context, summary, as_json=as_json)
 
 
@@ -267,5 +284,7 @@ def _show(context: typer.Context, summary: dict[str, Any], *, as_json: bool) -> 
             # Whole MACs have commas; what is small or huge has few digits.
             cost = f"{member['cost']:{',.0f' if 1000 <= member['cost'] < 1e15 else 'g'}}"
             typer.echo(f"  {name}: accuracy {member['accuracy']:.4f}, cost {cost}")
+    if "timing" in summary:
+        typer.echo(f"Timed: {summary['timing']}")
     for note in notes:
         typer.echo(f"note: {note}")

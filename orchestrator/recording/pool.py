@@ -168,6 +168,7 @@ def opened_pool(
     output_tensor: Mapping[str, str] | None = None,
     derive: Sequence[str] = (),
     timeout_s: float = 60.0,
+    threads: int = 1,
 ) -> Iterator[RecordingPool]:
     """Opens members, and closes what has to be closed.
 
@@ -180,6 +181,7 @@ def opened_pool(
         output_tensor: output with the scores of members of which several outputs may hold them.
         derive: models that make tensors which members read, such as tokenizers.
         timeout_s: longest wait for one answer of the server.
+        threads: of each member in this process.
 
     Raises:
         RepositoryError, ClientError: a member cannot be opened or reached.
@@ -193,7 +195,7 @@ def opened_pool(
             got = f"{', '.join(strange)}, not recorded"
             raise DataError(f"`{argument}`", got=got, expected=f"one of {', '.join(names)}")
     if url is None:
-        pool = _local(names, repository, cost, tensors)
+        pool = _local(names, repository, cost, tensors, threads=threads)
         derivers = tuple(local_deriver(repository, name) for name in derive)
         yield _checked(dataclasses.replace(pool, derivers=derivers), kinds)
         return
@@ -239,13 +241,18 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _local(
-    names: Sequence[str], repository: Path, cost: Mapping[str, float], tensors: Mapping[str, str]
+    names: Sequence[str],
+    repository: Path,
+    cost: Mapping[str, float],
+    tensors: Mapping[str, str],
+    *,
+    threads: int,
 ) -> RecordingPool:
     # Slow to import, and not needed for members of a server.
     import onnxruntime
 
     require_exported(names, repository)
-    members = LocalMembers(repository, names)
+    members = LocalMembers(repository, names, threads=threads)
     manifests = {name: members.manifest(name) for name in names}
     infos = {name: members.info(name) for name in names}
     version = onnxruntime.__version__

@@ -1,4 +1,4 @@
-"""The processor: its core count, and features that change the answers of quantised models.
+"""The processor: its model and core count, and features that change the answers of quantised models.
 
 On x86 without dot-product instructions (VNNI), ONNX Runtime adds the products of two pairs of bytes in 16 bits,
 and a sum over 32,767 stays there: eight-bit weights times eight-bit activations then come out wrong, silently.
@@ -7,7 +7,7 @@ Seven-bit weights (-64 to 64) cannot reach that sum: 2 x 255 x 64 = 32,640.
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from typing import Any
 DOT_PRODUCT_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 # The largest weight whose products with bytes fit 16 bits in pairs, on any processor.
 LARGEST_SAFE_WEIGHT = 64
+CPUINFO = Path("/proc/cpuinfo")
 _X86 = ("x86_64", "AMD64", "i686")
 # Features by which ONNX Runtime chooses kernels whose answers may differ.
 _DECIDING_FLAGS = ("sse4_1", "avx", "avx2", "fma", "avx512f", *DOT_PRODUCT_FLAGS, "asimd", "asimddp", "i8mm")
@@ -27,17 +28,26 @@ def core_count() -> int:
     return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
-def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+def processor_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """All flags that Linux lists for the first processor; empty where it lists none."""
+    return frozenset(_first_listed(cpuinfo, ("flags", "Features")).split())
+
+
+def processor_name(cpuinfo: Path = CPUINFO) -> str:
+    """The model that Linux gives for the first processor; elsewhere its architecture."""
+    return (
+        _first_listed(cpuinfo, ("model name", "Model")) or platform.processor() or platform.machine() or "unknown"
+    )
+
+
+def _first_listed(cpuinfo: Path, names: Sequence[str]) -> str:
+    """What the first line with one of these names says; nothing where there is none."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        name, _, words = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(words.split())
-    return frozenset()
+        return ""
+    pairs = (line.partition(":") for line in text.splitlines())
+    return next((value.strip() for name, _, value in pairs if name.strip() in names), "")
 
 
 def instruction_sets(flags: Iterable[str]) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ import sys
 from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
-MOST_MODULES = 275
-MOST_LINES = 54_900
+MOST_MODULES = 280
+MOST_LINES = 56_200
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:

@@ -1,0 +1,157 @@
+"""`committee time`: how long members take, batch by batch, in this process or on a server."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.console import (
+    ADDRESS,
+    Ca,
+    Cert,
+    ColumnsOption,
+    DeriveOption,
+    Headers,
+    Key,
+    TextOption,
+    endpoint_from_options,
+    listed_names,
+    new_table,
+    print_json,
+    progress,
+    stdout_console,
+)
+from orchestrator.errors import DataError
+from orchestrator.files import write_file
+from orchestrator.recording.job import RecordOptions
+from orchestrator.recording.timing import BATCHES, TimeOptions, lines_of_timing, time_members
+from orchestrator.rows.blocks import ColumnNames
+from orchestrator.spec.documents import value_from_json
+from orchestrator.spec.timing import Timing, interpolation_error, json_from_timing
+
+# A line that far off at a batch between two measured ones deserves a batch more.
+MUCH_OFF = 0.2
+
+
+def time(
+    names: Annotated[list[str], typer.Argument(metavar="MEMBERS...", help="Members to time.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="timing.json to write, for `committee plan --timing`.")
+    ] = None,
+    batches: Annotated[
+        str, typer.Option(help="Rows per call, with commas; none beyond what a member takes in one call.")
+    ] = ",".join(map(str, BATCHES)),
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Times that every member is asked with every batch, in turns.")
+    ] = 11,
+    slot_ms: Annotated[
+        float, typer.Option(min=0, help="How long a batch is repeated within a round; once at least.")
+    ] = 20.0,
+    threads: Annotated[int, typer.Option(min=1, help="Of each member in this process.")] = 1,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows to ask about, as for `committee record`; if none, rows of ones.", show_default=False
+        ),
+    ] = None,
+    length: Annotated[
+        int, typer.Option(min=1, help="Without --data: values along an axis that varies, words of a text.")
+    ] = 64,
+    column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
+    text: TextOption = None,
+    columns: ColumnsOption = None,
+    derive: DeriveOption = None,
+    repository: Annotated[Path, typer.Option(help="Model repository that holds the members.")] = Path(
+        "model_repository"
+    ),
+    url: Annotated[
+        str | None,
+        typer.Option(help=f"gRPC endpoint of a Triton that is asked instead of this process: {ADDRESS}"),
+    ] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    header: Headers = None,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for a server's answer.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the timing as JSON.")] = False,
+) -> None:
+    """Measure milliseconds per call of members at each batch, in turns, and what the runtime adds.
+
+    In this process that is ONNX Runtime, and the runtime's part is the time of its decisions; with --url a
+    server's members are asked, one request at a time. Nothing else should run on the machine meanwhile.
+
+    Example: committee time digits_small digits_medium digits_large --batches 1,4,16,64 -o build/timing.json
+    """
+    check_timing_output(output)
+    server = None if url is None else endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
+    names_of_columns = ColumnNames(column=column, text=text, columns=listed_names(columns))
+    options = TimeOptions(
+        batches=batches_from_text(batches),
+        rounds=rounds,
+        slot_s=slot_ms / 1000,
+        length=length,
+        threads=threads,
+        data=None if data is None else RecordOptions(data=data, skip_bad=True, columns=names_of_columns),
+        derive=listed_names(derive),
+    )
+    timing = time_members(
+        listed_names(names), repository, options, url=server, timeout_s=timeout_s, progress=progress
+    )
+    write_timing(output, timing)
+    if as_json:
+        print_json(value_from_json(json_from_timing(timing)))
+    else:
+        show_timing(timing, output=output)
+    for note in timing_notes(timing):
+        typer.echo(f"note: {note}", err=True)
+
+
+def check_timing_output(output: Path | None) -> None:
+    """Refuses a folder as output, before anything is measured."""
+    if output is not None and output.is_dir():
+        raise DataError(f"timing {output}", got="a folder", expected="a file, such as timing.json")
+
+
+def batches_from_text(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them, ascending, each once."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() for word in words):
+        raise DataError("--batches", got=text or "nothing", expected="whole numbers with commas, such as 1,8,32")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def write_timing(output: Path | None, timing: Timing) -> None:
+    """Writes a timing where one is wanted, its folder made where it is missing."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_file(output, json_from_timing(timing))
+
+
+def show_timing(timing: Timing, *, output: Path | None) -> None:
+    """The timing for people."""
+    asked = timing.asked if timing.is_served else f"{timing.asked}, {timing.threads} threads each"
+    table = new_table(
+        f"{asked}; {timing.machine.words}",
+        ("member", "batch", "ms per call", "quartiles", "ms per row"),
+        left="member",
+    )
+    for line in lines_of_timing(timing):
+        table.add_row(*line)
+    stdout_console().print(table)
+    for one in timing.members:
+        if one.memory_bytes is not None:
+            typer.echo(f"{one.name}: {one.memory_bytes / 2**20:,.1f} MiB of memory")
+    if output is not None:
+        typer.echo(f"Written: {output}")
+
+
+def timing_notes(timing: Timing) -> Sequence[str]:
+    """Members whose times do not lie near lines between the measured batches."""
+    errors = {one.name: interpolation_error(one.calls) for one in timing.members}
+    return [
+        f"{name}: a batch held out lies {error:.0%} off the line between its neighbours; "
+        "name more --batches, or time on a machine that is idle"
+        for name, error in errors.items()
+        if error is not None and error > MUCH_OFF
+    ]

@@ -1,0 +1,286 @@
+"""How long members take: calls of every batch in turns, so that what else the machine does reaches all alike.
+
+Members are asked in this process or on a server, in the way in which they are recorded.
+"""
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.client.endpoint import Endpoint
+from orchestrator.decision import CascadeRun, Policy
+from orchestrator.decision.evaluate import arrivals_from_policies
+from orchestrator.errors import DataError
+from orchestrator.progress import Advance, Progress, no_advance, no_progress
+from orchestrator.recording.job import RecordOptions, source_for
+from orchestrator.recording.pool import RecordingPool, opened_pool
+from orchestrator.spec import CascadeSpec, Member, Stage
+from orchestrator.spec.cascade import UNKNOWN_INPUT
+from orchestrator.spec.processor import core_count, processor_name
+from orchestrator.spec.rows import AnyRows, Array, numpy_dtype, rows_at
+from orchestrator.spec.served_model import ModelInfo, TensorInfo
+from orchestrator.spec.timing import CallTime, MemberTiming, TimedMachine, Timing
+from orchestrator.spec.validation import MOST_ROWS, Faults
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+# Words of a made-up text, and values of a made-up row of numbers: tokens, masks and pixels may all be 1.
+_TEXT, _NUMBER = b"word ", 1
+# What the runtime does by itself, among members, whose names have no blanks.
+_FIRST, _LATER = "first stage", "later stage"
+_STATM = Path("/proc/self/statm")
+Key = TypeVar("Key", bound=Hashable)
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeOptions:
+    """What is measured.
+
+    Args:
+        batches: rows per call.
+        rounds: in each every member is asked with every batch, in turns.
+        slot_s: how long a batch is asked again and again within a round; once at least.
+        length: values along an axis that varies, of rows that are made up.
+        threads: of each member in this process.
+        data: rows to ask about, as for records; None makes some up.
+        derive: models that make tensors of those rows.
+
+    Raises:
+        SpecError: values out of range, keyed by argument.
+    """
+
+    batches: tuple[int, ...] = BATCHES
+    rounds: int = 11
+    slot_s: float = 0.02
+    length: int = 64
+    threads: int = 1
+    data: RecordOptions | None = None
+    derive: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        faults = Faults("timing", of_arguments=True)
+        faults.check("batches", len(self.batches) > 0, "got none, expected at least one")
+        for batch in self.batches:
+            faults.integer("batches", batch, low=1, high=MOST_ROWS)
+        for name in ("rounds", "length", "threads"):
+            faults.integer(name, getattr(self, name), low=1, high=MOST_ROWS)
+        faults.number("slot_s", self.slot_s, low=0, high=3600)
+        faults.close()
+
+
+def measured_rounds(
+    calls: Mapping[Key, Callable[[], object]],
+    *,
+    rounds: int,
+    slot_s: float,
+    clock: Callable[[], float] = time.perf_counter,
+    advance: Advance = no_advance,
+) -> dict[Key, Floats]:
+    """Mean milliseconds of every call within each round, float64 (rounds,).
+
+    Each round begins with another call, so that none always follows the same one; before the first all are made
+    once, unmeasured.
+    """
+    keys = list(calls)
+    found: dict[Key, list[float]] = {key: [] for key in keys}
+    for call in calls.values():
+        call()
+    for number in range(rounds):
+        turn = number * len(keys) // rounds
+        for key in keys[turn:] + keys[:turn]:
+            begun, made = clock(), 0
+            while made == 0 or clock() - begun < slot_s:
+                calls[key]()
+                made += 1
+            found[key].append(1000 * (clock() - begun) / made)
+            advance(1)
+    return {key: np.array(values) for key, values in found.items()}
+
+
+def call_time(batch: int, figures: Floats) -> CallTime:
+    """Median and quartiles over the rounds, of milliseconds; differences below 0 are none."""
+    low, middle, high = (float(f"{max(part, 0.0):.6g}") for part in np.quantile(figures, (0.25, 0.5, 0.75)))
+    return CallTime(batch=batch, ms=middle, low_ms=low, high_ms=high)
+
+
+def machine_timed() -> TimedMachine:
+    """This machine."""
+    return TimedMachine(cpu=processor_name(), cores=core_count(), platform=platform.platform())
+
+
+def made_rows(info: ModelInfo, count: int, *, length: int) -> dict[str, Array]:
+    """Rows that a member takes, by tensor: ones, and texts of so many words; sizes that vary are `length`."""
+    return {tensor.name: _made(info, tensor, count, length) for tensor in info.inputs}
+
+
+def _made(info: ModelInfo, tensor: TensorInfo, count: int, length: int) -> Array:
+    shape = (count, *(length if size < 0 else size for size in tensor.shape[1:]))
+    dtype = numpy_dtype(tensor, f"input {tensor.name} of model {info.name}")
+    if tensor.is_text:
+        return np.full((count, *(1 if size < 0 else size for size in tensor.shape[1:])), _TEXT * length, object)
+    return np.full(shape, _NUMBER, dtype)
+
+
+def time_members(
+    names: Sequence[str],
+    repository: Path,
+    options: TimeOptions,
+    *,
+    url: str | Endpoint | None = None,
+    timeout_s: float = 60.0,
+    progress: Progress = no_progress,
+) -> Timing:
+    """Times members in this process, or on a server at `url`.
+
+    Raises:
+        CommitteeError: a member cannot be opened, or fails; the data cannot be used.
+    """
+    if not names:
+        raise DataError("members", got="none", expected="names of members to time")
+    if url is None:
+        # Its own memory is no member's.
+        import onnxruntime  # noqa: F401
+
+    rows = None if options.data is None else _stored_rows(names, repository, options, url=url)
+    with contextlib.ExitStack() as stack:
+        timed = []
+        for name in dict.fromkeys(names):
+            before = _memory_bytes()
+            opened = opened_pool(
+                [name], repository, url=url, cost={name: 1.0}, timeout_s=timeout_s, threads=options.threads
+            )
+            one = _timed_member(stack.enter_context(opened), options, rows)
+            # Its largest batch is what it needs room for.
+            one.ask(one.batches[-1])
+            after = _memory_bytes()
+            grown = None if url is not None or before is None or after is None else max(0, after - before)
+            timed.append(replace(one, memory_bytes=grown))
+        return _timing(timed, options, is_served=url is not None, progress=progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TimedMember:
+    """A member that is opened, and the batches it takes; `ask` asks about so many rows."""
+
+    pool: RecordingPool
+    ask: Callable[[int], object]
+    batches: tuple[int, ...]
+    memory_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.pool.names[0]
+
+
+def _stored_rows(
+    names: Sequence[str], repository: Path, options: TimeOptions, *, url: str | Endpoint | None
+) -> AnyRows:
+    """The first rows of the data that can be used, as all members read them; at most the largest batch."""
+    assert options.data is not None
+    costs, most = dict.fromkeys(names, 1.0), max(options.batches)
+    with opened_pool(names, repository, url=url, cost=costs, derive=options.derive) as pool:
+        source = source_for(pool, options.data)
+        wanted = np.arange(min(most, len(source.ids)))
+        for piece in source.pieces(wanted, 0, most):
+            block = pool.completed(piece.load())
+            if len(block.ids):
+                return block.rows
+    raise DataError(f"data {options.data.data}", got="not one usable row", expected="at least one")
+
+
+def _timed_member(pool: RecordingPool, options: TimeOptions, rows: AnyRows | None) -> _TimedMember:
+    info, name = pool.info, pool.names[0]
+    limit = info.max_batch_size or MOST_ROWS
+    # With its own largest call no larger batch is unknown: those are sent in several.
+    batches = sorted({min(batch, limit) for batch in options.batches})
+    given = made_rows(info, batches[-1], length=options.length) if rows is None else rows
+    there = len(next(iter(given.values())) if isinstance(given, Mapping) else given)
+    by_batch = {batch: rows_at(given, np.arange(batch) % there) for batch in batches}
+    return _TimedMember(pool=pool, ask=lambda batch: pool.scores(name, by_batch[batch]), batches=tuple(batches))
+
+
+def _timing(timed: Sequence[_TimedMember], options: TimeOptions, *, is_served: bool, progress: Progress) -> Timing:
+    keys = [(one, batch) for one in timed for batch in one.batches]
+    calls: dict[tuple[str, int], Callable[[], object]] = {
+        (one.name, batch): _asking(one, batch) for one, batch in keys
+    }
+    if not is_served:
+        classes = timed[0].pool.classes
+        calls |= {(_FIRST, batch): _deciding(classes, batch, defer=False) for batch in options.batches}
+        calls |= {(_LATER, batch): _deciding(classes, batch, defer=True) for batch in options.batches}
+    with progress(f"timing {len(timed)} members", options.rounds * len(calls)) as advance:
+        found = measured_rounds(calls, rounds=options.rounds, slot_s=options.slot_s, advance=advance)
+    own = sorted({batch for name, batch in found if name == _FIRST})
+    return Timing(
+        asked=timed[0].pool.asked,
+        machine=machine_timed(),
+        members=tuple(_member_timing(one, found) for one in timed),
+        rounds=options.rounds,
+        threads=None if is_served else options.threads,
+        first_stage=tuple(call_time(batch, found[_FIRST, batch]) for batch in own),
+        later_stage=tuple(call_time(batch, found[_LATER, batch] - found[_FIRST, batch]) for batch in own),
+    )
+
+
+def _member_timing(one: _TimedMember, found: Mapping[tuple[str, int], Floats]) -> MemberTiming:
+    info, manifest = one.pool.infos[one.name], one.pool.manifests.get(one.name)
+    return MemberTiming(
+        name=one.name,
+        calls=tuple(call_time(batch, found[one.name, batch]) for batch in one.batches),
+        sha256=None if manifest is None else manifest.sha256,
+        memory_bytes=one.memory_bytes,
+        max_batch_size=info.max_batch_size or None,
+        instances=info.instances or 1,
+    )
+
+
+def _asking(one: _TimedMember, batch: int) -> Callable[[], object]:
+    return lambda: one.ask(batch)
+
+
+def _deciding(classes: int, batch: int, *, defer: bool) -> Callable[[], object]:
+    """The decision core's own work for a batch: at one stage, or with `defer` at a second one as well."""
+    members = (Member(name=name, output="scores") for name in ("first", "second"))
+    # No score is below 0 or above 1.
+    stages = zip(members, (2.0 if defer else 0.0, None), strict=True)
+    spec = CascadeSpec(
+        name="timed",
+        inputs=(UNKNOWN_INPUT,),
+        classes=classes,
+        stages=tuple(Stage(members=(member,), threshold=threshold) for member, threshold in stages),
+    )
+    run = CascadeRun(spec, capacity_rows=batch)
+    scores = np.zeros((batch, classes), np.float32)
+
+    def decide() -> None:
+        arrivals = arrivals_from_policies([0], [batch], policies=[Policy()], now_ns=[0], default_deadline_us=1)
+        run.admit(arrivals, [scores])
+        if defer:
+            run.feed(run.next(1, batch), [scores])
+
+    return decide
+
+
+def _memory_bytes() -> int | None:
+    """Memory of this process that is not swapped out; None where the system does not say."""
+    try:
+        return int(_STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def lines_of_timing(timing: Timing) -> Iterator[tuple[str, ...]]:
+    """Table lines for people: who, batch, ms per call with quartiles, ms per row."""
+    stages = ((f"runtime, {_FIRST}", timing.first_stage), (f"runtime, {_LATER}", timing.later_stage))
+    for name, calls in (*((one.name, one.calls) for one in timing.members), *stages):
+        for call in calls:
+            spread = f"{call.low_ms:.4g} to {call.high_ms:.4g}"
+            yield name, str(call.batch), f"{call.ms:.4g}", spread, f"{call.ms / call.batch:.4g}"

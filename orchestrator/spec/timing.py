@@ -1,0 +1,210 @@
+"""Timings: measured milliseconds per call of members, by batch, and what the runtime adds: timing.json.
+
+Between two measured batches the time of a call is taken to lie on the line between them. That is exact where a
+call costs a constant and a constant per row, the model that Nexus plans batches with (Shen et al., SOSP 2019), and
+close where that bends slowly. Nothing is guessed outside the measured batches.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import SpecError, repeated, shown
+from orchestrator.spec.documents import json_from_text, text_from_json, text_of_file
+from orchestrator.spec.validation import (
+    MOST_COUNTED,
+    MOST_INSTANCES,
+    MOST_ROWS,
+    Faults,
+    array_of,
+    built,
+    object_of,
+)
+
+TIMING_FORMAT = 1
+# A call of a day is a wrong unit.
+MOST_MS = 86_400_000
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallTime:
+    """How long a call of so many rows takes: the median of the rounds, and their quartiles."""
+
+    batch: int
+    ms: float
+    low_ms: float
+    high_ms: float
+
+    def __post_init__(self) -> None:
+        faults = Faults("time of a call")
+        faults.integer("batch", self.batch, low=1, high=MOST_ROWS)
+        for name in ("ms", "low_ms", "high_ms"):
+            faults.number(name, getattr(self, name), low=0, high=MOST_MS)
+        faults.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberTiming:
+    """A member's calls, batches ascending."""
+
+    name: str
+    calls: tuple[CallTime, ...]
+    sha256: str | None = None  # of its model file, None where nothing says
+    memory_bytes: int | None = None  # what opening it and asking its largest batch took; None as served
+    max_batch_size: int | None = None  # most rows of one call; None for no limit
+    instances: int = 1  # calls it runs at once, as served
+
+    def __post_init__(self) -> None:
+        faults = Faults(f"timing of {self.name}")
+        faults.name("name", self.name)
+        _check_calls(faults, "calls", self.calls, fewest=1)
+        if self.sha256 is not None:
+            faults.sha256("sha256", self.sha256)
+        if self.memory_bytes is not None:
+            faults.integer("memory_bytes", self.memory_bytes, low=0, high=MOST_COUNTED)
+        if self.max_batch_size is not None:
+            faults.integer("max_batch_size", self.max_batch_size, low=1, high=MOST_ROWS)
+        faults.integer("instances", self.instances, low=1, high=MOST_INSTANCES)
+        faults.close()
+
+    def ms(self, rows: npt.ArrayLike) -> Floats:
+        """Milliseconds that so many rows take, any shape, 0 where there are none; see `largest`.
+
+        More rows than one call may carry go in calls of equal size, as the runtime sends them.
+        """
+        many = np.asarray(rows, np.float64)
+        limit = min(self.max_batch_size or MOST_ROWS, self.calls[-1].batch)
+        parts = np.maximum(np.ceil(many / limit - 1e-12), 1.0)
+        return np.asarray(parts * ms_of_calls(self.calls, many / parts), np.float64)
+
+    @property
+    def largest(self) -> int:
+        """The most rows that `ms` knows of: no limit where the member's own largest call was measured."""
+        last = self.calls[-1].batch
+        return MOST_ROWS if last == self.max_batch_size else last
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedMachine:
+    """The machine that was measured: its processor and what it may use of it."""
+
+    cpu: str
+    cores: int
+    platform: str
+
+    def __post_init__(self) -> None:
+        faults = Faults("machine")
+        for name in ("cpu", "platform"):
+            faults.text(name, getattr(self, name))
+        faults.integer("cores", self.cores, low=1, high=MOST_ROWS)
+        faults.close()
+
+    @property
+    def words(self) -> str:
+        """In a few words."""
+        return f"{self.cpu}, {self.cores} cores"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Everything that was measured, on one machine.
+
+    Raises:
+        SpecError: with every fault at once.
+    """
+
+    asked: str  # ONNX Runtime with its version, or the server's address
+    machine: TimedMachine
+    members: tuple[MemberTiming, ...]
+    rounds: int
+    threads: int | None = None  # of each member, in this process; None where a server decides
+    # what the runtime adds to the members: per request, for its first stage, and per call of a further stage
+    first_stage: tuple[CallTime, ...] = field(default=())
+    later_stage: tuple[CallTime, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        faults = Faults("timing")
+        faults.text("asked", self.asked)
+        faults.check("members", len(self.members) > 0, "got none, expected at least one")
+        if twice := repeated([member.name for member in self.members]):
+            faults.add("members", f"got {', '.join(twice)} more than once, expected each member once")
+        faults.integer("rounds", self.rounds, low=1, high=MOST_ROWS)
+        if self.threads is not None:
+            faults.integer("threads", self.threads, low=1, high=MOST_INSTANCES)
+        for name in ("first_stage", "later_stage"):
+            _check_calls(faults, name, getattr(self, name), fewest=0)
+        faults.close()
+
+    @property
+    def by_name(self) -> dict[str, MemberTiming]:
+        """The members by their names."""
+        return {member.name: member for member in self.members}
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a server was asked; else members ran in the measuring process."""
+        return self.threads is None
+
+
+def _check_calls(faults: Faults, field_name: str, calls: Sequence[CallTime], *, fewest: int) -> None:
+    batches = [call.batch for call in calls]
+    good = len(batches) >= fewest and all(one < other for one, other in itertools.pairwise(batches))
+    expected = f"{'at least one, ' if fewest else ''}each batch once, ascending"
+    faults.check(field_name, good, f"got batches {shown(batches)}, expected {expected}")
+
+
+def ms_of_calls(calls: Sequence[CallTime], rows: npt.ArrayLike) -> Floats:
+    """Milliseconds of a call of so many rows, any shape, fractions too: on the line between measured batches.
+
+    Below the smallest batch it takes what that takes, above the largest what the largest does, and 0 where there
+    are no rows.
+    """
+    many = np.asarray(rows, np.float64)
+    if not calls:
+        return np.zeros(many.shape)
+    known = np.interp(many, [call.batch for call in calls], [call.ms for call in calls])
+    return np.where(many > 0, known, 0.0)
+
+
+def interpolation_error(calls: Sequence[CallTime]) -> float | None:
+    """How far off the line is at worst where a batch between two others is held out, as a share of its time.
+
+    None where there are fewer than three batches, or times of 0.
+    """
+    errors = [
+        abs(float(ms_of_calls([*calls[:place], *calls[place + 1 :]], calls[place].batch)) / calls[place].ms - 1)
+        for place in range(1, len(calls) - 1)
+        if calls[place].ms > 0
+    ]
+    return max(errors, default=None)
+
+
+def timing_from_path(path: Path) -> Timing:
+    """The timing a file holds.
+
+    Raises:
+        SpecError: the file is missing, holds something else, or something wrong, keyed by field.
+    """
+    subject = f"timing {path}"
+    value = json_from_text(text_of_file(path, subject), subject)
+    if not isinstance(value, dict) or value.pop("format", None) != TIMING_FORMAT:
+        is_profile = isinstance(value, dict) and "cost" in value
+        got = "a cost profile, which `cost` takes" if is_profile else "another document"
+        text = f"got {got}, expected an object with format {TIMING_FORMAT}"
+        raise SpecError(subject, {"format": text}, fix="measure one with `committee time`")
+    calls = array_of(object_of(CallTime))
+    convert = {"machine": object_of(TimedMachine), "members": array_of(object_of(MemberTiming, calls=calls))}
+    return built(Timing, value, subject, {**convert, "first_stage": calls, "later_stage": calls})
+
+
+def json_from_timing(timing: Timing) -> str:
+    """The text of timing.json; equal timings give equal bytes."""
+    document: dict[str, Any] = {"format": TIMING_FORMAT, **dataclasses.asdict(timing)}
+    return text_from_json(document)
