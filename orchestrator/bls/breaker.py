@@ -9,7 +9,7 @@ A call counts as failed where the member answered none of its rows, also when as
 was given up at the time limit. Until it returns such a call holds a thread, so that `MOST_LOST` of them open a
 breaker.
 Rows that no member could take must not open it for everybody. Therefore a member is asked about a row that it has
-answered before, where the failure does not speak of the member itself; if it answers, the rows were at fault.
+answered before, where the failure does not speak of the member itself; if it answers, the rows may be at fault.
 """
 
 import threading
@@ -168,18 +168,18 @@ class Breakers:
             failure: why there is none.
             is_certain: whether it speaks of the model, and not of what it was asked.
         """
-        if output is not None:
-            # Text instead of numbers is found out behind the breakers, and no such row is worth keeping.
-            if place not in self._known and output.dtype.kind in "fiu":
-                self._keep(place, rows, output)
-        elif not is_certain and self.is_closed(place) and (known := self._known.get(place)) is not None:
-            is_certain = self.ask(self._models[place][1], known) is not None
-        else:
-            is_certain = True
+        # Text instead of numbers is found out behind the breakers, and no such row is worth keeping.
+        if output is not None and place not in self._known and output.dtype.kind in "fiu":
+            self._keep(place, rows, output)
         with self._lock:
             now_s = time.monotonic()
             if self._all[place].note(is_failed=output is None and is_certain, now_s=now_s):
                 self._trip(place, rows, failure, now_s)
+
+    def answers_known_row(self, place: int) -> bool:
+        """Asks a model about a row that it has answered; no where there is none, or its breaker is not closed."""
+        known = self._known.get(place)
+        return known is not None and self.is_closed(place) and self.ask(self._models[place][1], known) is None
 
     def give_up(self, place: int, rows: AnyRows) -> str:
         """Takes note that a call about rows (n, *dims) was given up at the time limit; returns why it failed."""

@@ -91,17 +91,17 @@ class Deriving:
         made |= {name: call.rows.columns[name].copy() for name in made if name in call.rows.columns}
         if shut := self._breakers.refusals(call.stage, [place], part):
             text = shut[place].split(f"{model.name}: ", 1)[-1]
-            failed = dict.fromkeys(range(len(rows)), text)
+            failed = dict.fromkeys(range(len(rows)), Refusal(text))
         else:
             pieces = self._pieces(call, model, part, None if owners is None else lambda: owners()[rows])
             if pieces is None:
                 return
             self._take(model, pieces, made, rows)
             failed = pieces.failed | self._over_length(model, made, rows)
-            self._note(place, part, failed, is_certain=pieces.is_over)
+            self._note(place, part, failed, is_certain=not pieces.is_alive)
         if failed:
             self._metrics.underived(model.name, len(failed))
-        call.underived |= {int(rows[at]): f"{model.name}: {text}" for at, text in failed.items()}
+        call.underived |= {int(rows[at]): refusal.under(model.name) for at, refusal in failed.items()}
         call.rows = call.rows.with_columns(made)
 
     def _pieces(
@@ -110,7 +110,13 @@ class Deriving:
         """What a model says of rows; None where its stage's call was given up meanwhile."""
         place, ask = self._places[model.name], partial(self._ask_part, call, model, rows)
         call.deriving = place
-        pieces = self._gates[model.name].ask_in_pieces(ask, len(rows), size=model.max_batch_size, owners=owners)
+        pieces = self._gates[model.name].ask_in_pieces(
+            ask,
+            len(rows),
+            size=model.max_batch_size,
+            owners=owners,
+            answers_others=partial(self._breakers.answers_known_row, place),
+        )
         with self._lock:
             call.deriving = None
             if call.is_given_up:
@@ -126,20 +132,21 @@ class Deriving:
                 for at, row in enumerate(column, start=start):
                     made[name][rows[at]] = row
 
-    def _note(self, place: int, rows: RowTensors, failed: dict[int, str], *, is_certain: bool) -> None:
+    def _note(self, place: int, rows: RowTensors, failed: dict[int, Refusal], *, is_certain: bool) -> None:
         output = None
         if len(failed) < len(rows):
             output = np.zeros((len(rows), 1), np.float32)
             output[list(failed)] = np.nan
-        self._breakers.note(place, rows, output, failure=next(iter(failed.values()), ""), is_certain=is_certain)
+        failure = next((one.text for one in failed.values()), "")
+        self._breakers.note(place, rows, output, failure=failure, is_certain=is_certain)
 
-    def _over_length(self, model: Derived, made: dict[str, Rows], rows: Any) -> dict[int, str]:
+    def _over_length(self, model: Derived, made: dict[str, Rows], rows: Any) -> dict[int, Refusal]:
         """Why rows are too long for the buckets of what was made of them, by place; they are without it again."""
-        found: dict[int, str] = {}
+        found: dict[int, Refusal] = {}
         for tensor in model.outputs:
             for at, row in enumerate(made[tensor.name][rows]):
                 if row is not None and (text := over_last_bucket(tensor, row.shape)):
-                    found[at] = f"{tensor.name}: {text}"
+                    found[at] = Refusal(f"{tensor.name}: {text}", is_of_rows=True)
         for name in made if found else ():
             made[name][rows[list(found)]] = None
         return found

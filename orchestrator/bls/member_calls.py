@@ -31,6 +31,7 @@ _NUMBERS = "fiub"
 # INTERNAL, as a model's own errors do, so that only the words tell them apart.
 _NOT_THERE = ("Request for unknown model", "has no available versions", "Stub process")
 _NOT_NOW = ("Exceeds maximum queue size", "Request timeout expired")
+LACKS = Refusal("a tensor is missing")
 
 
 @dataclass(eq=False)
@@ -94,7 +95,7 @@ class MemberCalls:
             owners = None  # there each row gets what it can
         places = self._places[call.stage]
         refused = self._breakers.refusals(call.stage, places, call.rows)
-        call.said |= {place: (None, {(place, EVERY_ROW): text}) for place, text in refused.items()}
+        call.said |= {place: (None, {(place, EVERY_ROW): Refusal(text)}) for place, text in refused.items()}
         asked = [place for place in places if place not in refused]
         call.cost = self._cost_of(call.stage, asked) if refused else None
         # Counted before the members are asked: rows answered at a deadline meanwhile have cost it, too.
@@ -136,7 +137,8 @@ class MemberCalls:
             for place in missing:
                 text = self._lose(call, place) if said is None else said
                 name = self._members[place].name
-                call.said[place] = None, {(place, EVERY_ROW): f"stage {call.stage} member {name}: {text}"}
+                said_for = Refusal(f"stage {call.stage} member {name}: {text}")
+                call.said[place] = None, {(place, EVERY_ROW): said_for}
         if call.ready is not None:
             call.ready.release()
         return self._outputs_of(call)
@@ -155,7 +157,7 @@ class MemberCalls:
             self._deriving.fill(call, owners)
         except Exception as error:  # a caller waits: whatever broke must become its answer
             text = for_clients(f"{type(error).__name__} {error}")
-            call.underived = dict.fromkeys(range(len(call.rows)), text)
+            call.underived = dict.fromkeys(range(len(call.rows)), Refusal(text))
         for work in works[1:]:
             try:
                 self._helpers.submit(work)
@@ -201,14 +203,15 @@ class MemberCalls:
         try:
             pieces = self._prefix_gate.ask_in_pieces(call, len(rows), size=prefix.max_batch_size)
             said = None if pieces.failed else pieces.outputs(len(rows))
-            failure = next(iter(pieces.failed.values()), failure)
+            failure = next((one.text for one in pieces.failed.values()), failure)
         except Exception as error:  # whatever it was, the members can still be asked
             said, failure = None, f"{type(error).__name__} {error}"
         expected = (len(rows), self.spec.classes)
         if said is not None and any(output.shape != expected for output in said):
             said = None
-        output = None if said is None else said[0]
-        self._breakers.note(self._breakers.prefix, rows, output, failure=failure, is_certain=said is not None)
+        place, output = self._breakers.prefix, None if said is None else said[0]
+        is_certain = output is None and not self._breakers.answers_known_row(place)
+        self._breakers.note(place, rows, output, failure=failure, is_certain=is_certain)
         return said
 
     def _in_time(self, place: int, rows: AnyRows, ask: Callable[[], list[Rows] | None]) -> list[Rows] | None:
@@ -273,7 +276,7 @@ class MemberCalls:
         if is_early and not call.is_given_up:
             self._note(call, place, output, failed, is_certain)
         who = f"stage {call.stage} member {self._members[place].name}" if failed else ""
-        errors = {(place, row): f"{who}: {text}" for row, text in failed.items()}
+        errors = {(place, row): refusal.under(who) for row, refusal in failed.items()}
         with self._lock:
             if call.is_given_up:
                 if place in call.lost:
@@ -286,7 +289,7 @@ class MemberCalls:
             self._note(call, place, output, failed, is_certain)
 
     def _note(
-        self, call: StageCall, place: int, output: Rows | None, failed: dict[int, str], is_certain: bool | None
+        self, call: StageCall, place: int, output: Rows | None, failed: dict[int, Refusal], is_certain: bool | None
     ) -> None:
         """Tells a member's breaker of a call, None for `is_certain` where it was not asked.
 
@@ -294,7 +297,7 @@ class MemberCalls:
         """
         if is_certain is None:
             return
-        failure = next(iter(failed.values()), "")
+        failure = next((one.text for one in failed.values()), "")
         try:
             self._breakers.note(place, call.rows, output, failure=failure, is_certain=is_certain)
         except Exception as error:  # for want of memory, say
@@ -310,14 +313,14 @@ class MemberCalls:
 
     def _ask_tensors(
         self, call: StageCall, place: int, rows: RowTensors, owners: Owners | None
-    ) -> tuple[Rows | None, dict[int, str], bool | None]:
+    ) -> tuple[Rows | None, dict[int, Refusal], bool | None]:
         """As `_ask_member`, about rows bucket by bucket, and only about those that have what it reads.
 
         Whether a failure speaks of the member is None where it was not asked.
         """
         reads = list(self._reads[place].values())
         lacks = rows.missing(reads)
-        failed = {row: call.underived.get(row, "a tensor is missing") for row in lacks.nonzero()[0].tolist()}
+        failed = {row: call.underived.get(row, LACKS) for row in lacks.nonzero()[0].tolist()}
         asked = (~lacks).nonzero()[0]
         if not len(asked):
             return None, failed, None
@@ -334,7 +337,7 @@ class MemberCalls:
         )
         if is_whole:
             return part, found, is_certain
-        failed |= {int(asked[at]) if at != EVERY_ROW else at: text for at, text in found.items()}
+        failed |= {int(asked[at]) if at != EVERY_ROW else at: refusal for at, refusal in found.items()}
         if part is None:
             return None, failed, is_certain
         whole = np.full((len(rows), *part.shape[1:]), np.nan, part.dtype if part.dtype.kind == "f" else np.float32)
@@ -350,7 +353,7 @@ class MemberCalls:
         tensor: Any | None = None,
         owners: Owners | None,
         starts: Sequence[int] = (),
-    ) -> tuple[Rows | None, dict[int, str], bool]:
+    ) -> tuple[Rows | None, dict[int, Refusal], bool]:
         """Asks a stage's member about rows, parts of which begin with `starts`.
 
         Returns:
@@ -365,14 +368,22 @@ class MemberCalls:
                 if not isinstance(said, Refusal):
                     return said[0], {}, True
                 first = said
-            pieces = gate.ask_in_pieces(ask, rows, size=size, owners=owners, first=first, starts=starts)
+            pieces = gate.ask_in_pieces(
+                ask,
+                rows,
+                size=size,
+                owners=owners,
+                first=first,
+                starts=starts,
+                answers_others=partial(self._breakers.answers_known_row, place),
+            )
             outputs = pieces.outputs(rows)
         except Exception as error:  # a caller waits: whatever broke must become its answer
             text = self._for_clients(self._members[place].name, f"{type(error).__name__} {error}")
-            return None, {EVERY_ROW: text}, True
+            return None, {EVERY_ROW: Refusal(text)}, True
         if pieces.further_calls:
             self.metrics.asked_again(place, pieces.further_calls)
-        return None if outputs is None else outputs[0], pieces.failed, pieces.is_over
+        return None if outputs is None else outputs[0], pieces.failed, not pieces.is_alive
 
     def _ask_part(
         self, call: StageCall, place: int, rows: AnyRows, tensor: Any | None, start: int, end: int
@@ -457,7 +468,9 @@ class MemberCalls:
             text = self._for_clients(model, str(error.message()))
             absent = f"'{model}' is not ready" in text or any(words in text for words in _NOT_THERE)
             later = any(words in text for words in _NOT_NOW) or error.code() in self._final_codes
-            return Refusal(text, is_final=absent or later, is_absent=absent)
+            # Before 25.04 no model's own code comes through.
+            is_of_rows = error.code() == self.pb.TritonError.INVALID_ARG
+            return Refusal(text, is_final=absent or later, is_absent=absent, is_of_rows=is_of_rows)
         arrays: list[Rows] = []
         for name in outputs:
             output = self.pb.get_output_tensor_by_name(response, name)

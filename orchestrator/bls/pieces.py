@@ -11,6 +11,10 @@ bound:
   which suffice to find every good row among 16.
 - A member that has answered part of a batch is alive: calls for eight bad rows.
 Rows left then fail without being asked about. A member that is not there is asked once and no more.
+
+A request is itself at fault where a member refuses its rows, answers others, and refuses its rows alone. The
+others are of the same batch, or else a row that it has answered before. Then the client hears INVALID_ARGUMENT. It
+hears UNAVAILABLE, which says to try again, where the member may be at fault.
 """
 
 import queue
@@ -18,7 +22,7 @@ import threading
 from _thread import LockType
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -28,8 +32,6 @@ from orchestrator.bls.rows import AnyRows, Rows
 
 # Gives int64 (n,), the request of each row, where the rows of a request fail together anyway.
 Owners = Callable[[], npt.NDArray[np.int64]]
-# By member's plan index and row of the batch, why the member failed for that row.
-Errors = dict[tuple[int, int], str]
 # The row under which an error of a whole batch stands.
 EVERY_ROW = -1
 CALLS_TO_SILENT = 31
@@ -40,13 +42,21 @@ REPEATS = 2
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a call gave no outputs."""
+    """Why a call gave no outputs, or a model nothing for a row."""
 
     text: str  # one line
     # whether any other rows would be refused as well, so that asking about fewer is of no use
     is_final: bool = False
     is_absent: bool = False  # whether the server has no such model or version, or it is dead
+    is_of_rows: bool = False  # whether the rows are at fault, and will be refused again
 
+    def under(self, name: str) -> "Refusal":
+        """The same, said of a model."""
+        return replace(self, text=f"{name}: {self.text}")
+
+
+# By member's plan index and row of the batch, why the member failed for that row.
+Errors = dict[tuple[int, int], Refusal]
 
 # Gives the outputs of the rows from a first one to an end.
 Ask = Callable[[int, int], list[Rows] | Refusal]
@@ -65,7 +75,7 @@ class StageCall:
     is_given_up: bool = False
     deriving: int | None = None  # the place of the deriving model that is being asked
     lost: set[int] = field(default_factory=set)  # members, by plan index, whose calls were given up
-    underived: dict[int, str] = field(default_factory=dict)  # by row, why a tensor could not be derived
+    underived: dict[int, Refusal] = field(default_factory=dict)  # by row, why a tensor could not be derived
     is_finished: bool = False  # whether all have said something, and the call cannot be given up any more
     # locked until nobody need be waited for any more, where helpers ask members
     ready: LockType | None = None
@@ -91,16 +101,20 @@ class BatchPieces:
     room: int  # further calls that a member which has answered some call may get
     # first row, end and outputs of each piece that was answered
     answered: list[tuple[int, int, list[Rows]]] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)  # by row, why it has no answer
+    failed: dict[int, Refusal] = field(default_factory=dict)  # by row, why it has no answer
     further_calls: int = 0  # calls beyond one per part
     is_over: bool = False  # whether a refusal was final
+    is_alive: bool = False  # whether the member has answered a row since, of the batch or another
+    alone: list[tuple[int, int]] = field(default_factory=list)  # parts refused that cannot be halved
+    confirmed: set[int] = field(default_factory=set)  # their rows that an alive member has refused again
 
     def note(self, start: int, end: int, said: list[Rows] | Refusal) -> bool:
         """Keeps the outputs of rows, or why there are none; returns whether they were answered."""
         if isinstance(said, Refusal):
-            self.failed.update(dict.fromkeys(range(start, end), said.text))
+            self.failed.update(dict.fromkeys(range(start, end), said))
             self.is_over |= said.is_final
             return False
+        self.is_alive = True
         self.answered.append((start, end, said))
         for row in range(start, end) if self.failed else ():
             self.failed.pop(row, None)
@@ -114,7 +128,19 @@ class BatchPieces:
     @property
     def has_room(self) -> bool:
         """Whether a further call may be made."""
-        return not self.is_over and self.further_calls < (self.room if self.answered else CALLS_TO_SILENT)
+        return not self.is_over and self.further_calls < (self.room if self.is_alive else CALLS_TO_SILENT)
+
+    def confirm(self, ask: Ask, start: int, end: int) -> None:
+        """Makes a further call about a part that was refused alone, if there is room."""
+        if start in self.failed and self.has_room and not self.ask_again(ask, start, end) and self.is_alive:
+            self.confirmed.update(range(start, end))
+
+    def blame(self) -> None:
+        """Tells refusals that speak of the rows from others."""
+        alone = {row for start, end in self.alone for row in range(start, end)}
+        for row, said in self.failed.items():
+            is_of_rows = row in self.confirmed or (said.is_of_rows and row in alone)
+            self.failed[row] = replace(said, is_of_rows=is_of_rows and not said.is_final)
 
     def outputs(self, rows: int) -> list[Rows] | None:
         """Every output for all n rows, NaN where a row has no answer; None where no row has one."""
@@ -197,6 +223,7 @@ class Gate:
         owners: Owners | None = None,
         first: Refusal | None = None,
         starts: Sequence[int] = (),
+        answers_others: Callable[[], bool] | None = None,
     ) -> BatchPieces:
         """Asks about rows in parts of a given size, and again in halves about parts that are refused.
 
@@ -207,6 +234,7 @@ class Gate:
             owners: called only when a part was refused.
             first: the refusal of the first part, where that was asked about already.
             starts: further rows that a part begins with.
+            answers_others: whether the member answers a row that it has answered before.
         """
         depth = (min(size, rows) - 1).bit_length()
         # A bad row costs both halves at every level, and itself again at the end.
@@ -218,10 +246,13 @@ class Gate:
                 refused.append((start, end))
             if pieces.is_over:
                 pieces.failed.update(dict.fromkeys(range(end, rows), pieces.failed[start]))
-                return pieces
-        if refused:
+                break
+        if refused and not pieces.is_over:
+            if not pieces.is_alive and answers_others is not None:
+                pieces.is_alive = answers_others()
             with self.alone():
                 isolate(ask, refused, pieces, owners)
+        pieces.blame()
         return pieces
 
 
@@ -262,7 +293,6 @@ class Helpers:
 def isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owners: Owners | None) -> None:
     """Asks about refused parts again, and about halves of them, as long as there is room."""
     whose = None if owners is None else owners()
-    bad = []
     # Each part whole first, because a row of another client may have been at fault; the next part is the last.
     waiting = refused[::-1]
     while waiting and pieces.has_room:
@@ -274,7 +304,6 @@ def isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owner
             middle = (start + end) // 2
             waiting += [(middle, end), (start, middle)]
         else:
-            bad.append((start, end))
-    for start, end in bad * REPEATS:
-        if start in pieces.failed and pieces.has_room:
-            pieces.ask_again(ask, start, end)
+            pieces.alone.append((start, end))
+    for start, end in pieces.alone * REPEATS:
+        pieces.confirm(ask, start, end)

@@ -296,18 +296,18 @@ class Reply:
     code: str = ""
 
 
-def reason_of(spec: CascadeSpec, index: int, row: int, errors: Errors) -> str:
-    """Why a row, among those a member was asked for, has no answer.
+def reason_of(spec: CascadeSpec, index: int, row: int, errors: Errors) -> tuple[str, str]:
+    """Why a row, among those a member was asked for, has no answer; and the error's code.
 
     The member is the one of that index in plan order; -1 says that none had answered by the deadline.
     """
     if index < 0:
-        return LATE
+        return LATE, UNAVAILABLE
     if error := errors.get((index, row)) or errors.get((index, EVERY_ROW)):
-        return f"{error}; try again"
+        return (error.text, INVALID) if error.is_of_rows else (f"{error.text}; try again", UNAVAILABLE)
     member = spec.members[index]
     stage = next(number for number, part in enumerate(spec.stages) if member in part.members)
-    return f"stage {stage} member {member.name}: output holds NaN, infinity or no finite class score"
+    return f"stage {stage} member {member.name}: output holds NaN, infinity or no finite class score", UNAVAILABLE
 
 
 def completed(answers: AnsweredRows, pending: PendingRequests) -> list[tuple[PendingRequest, Columns]]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from orchestrator.bls.gears import Gearbox, Times
 from orchestrator.bls.input_buffer import InputBuffer, Room
 from orchestrator.bls.metrics import Counters
-from orchestrator.bls.pieces import EVERY_ROW, Errors, MemberOutputs, StageCall
+from orchestrator.bls.pieces import EVERY_ROW, Errors, MemberOutputs, Refusal, StageCall
 from orchestrator.bls.requests import (
     CANCELLED,
     INTERNAL,
@@ -273,7 +273,7 @@ class Scheduler:
                 place = self._first_member[stage]
                 text = f"stage {stage} member {self._spec.members[place].name}: not asked within "
                 text += f"{self._spec.limits.member_timeout_ms} ms, too many rows wait for it"
-                replies += self._settle(self._run.skip(late[stages == stage]), {(place, EVERY_ROW): text})
+                replies += self._settle(self._run.skip(late[stages == stage]), {(place, EVERY_ROW): Refusal(text)})
             return replies
 
     def refuse_old(self) -> list[Reply]:
@@ -317,9 +317,9 @@ class Scheduler:
         replies = []
         tokens, places = np.unique(failures.request, return_index=True)
         for token, place in zip(tokens.tolist(), places.tolist(), strict=True):
-            reason = reason_of(self._spec, int(failures.member[place]), int(failures.row[place]), errors)
+            message, code = reason_of(self._spec, int(failures.member[place]), int(failures.row[place]), errors)
             # One row without an answer is the end of its request, so its other rows are not worth asking about.
-            replies += self._give_up([token], reason, UNAVAILABLE)
+            replies += self._give_up([token], message, code)
         return replies
 
     def _give_up(self, tokens: Sequence[int], message: str, code: str) -> list[Reply]:

@@ -221,7 +221,8 @@ def test_rows_that_a_member_cannot_take_do_not_open_it_for_others(tmp_path: Path
         refused = ask_often(model, bad, 3 * LEAST_CALLS)
         assert state_of(fake, model) == CLOSED
         (fine,) = ask_all(model, [asking(HARD)])
-    assert all(one.error().message() == "stage 1 member large: out of memory; try again" for one in refused)
+    assert all(one.error().message() == "stage 1 member large: out of memory" for one in refused)
+    assert {one.error().code() for one in refused} == {TritonError.INVALID_ARG}
     assert not fine.has_error()
 
 

@@ -195,6 +195,8 @@ def answers(
 ) -> tuple[list[InferenceResponse], FakeTriton]:
     fake = moody()
     with loaded(tmp_path, fake, spec) as model:
+        ask_all(model, [asking(HARD)])  # so that every member has answered a row
+        fake.asked.clear()
         return ask_all(model, [Request({"x": rows}) for rows in parts]), fake
 
 
@@ -230,8 +232,12 @@ def test_only_requests_with_a_bad_row_fail_and_the_others_get_the_same_bits(
         if {"bad", "bad_later"} & set(kinds):
             # The first stage is asked for every row, the later one for those that are left.
             stage, member = (0, "small") if "bad" in kinds else (1, "large")
-            says = "onnx runtime error 6: indices element out of data bounds; try again"
-            assert response.error().message() == f"stage {stage} member {member}: {says}"
+            says = f"stage {stage} member {member}: onnx runtime error 6: indices element out of data bounds"
+            if name == "a_fused_prefix" and response.error().code() == TritonError.UNAVAILABLE:
+                says += "; try again"  # the members behind it may not have answered any row
+            else:
+                assert response.error().code() == TritonError.INVALID_ARG
+            assert response.error().message() == says
             continue
         assert not response.has_error()
         ((alone,), _) = answers(tmp_path, spec, [rows])
@@ -275,7 +281,7 @@ def test_a_bad_row_and_a_row_of_nan_are_each_told_what_is_wrong_with_them(tmp_pa
 def test_further_calls_are_counted_and_a_member_that_is_not_there_gets_none(tmp_path: Path) -> None:
     parts = [rows_of(row) for row in (EASY, EASY, EASY, bad(EASY, 0), EASY, EASY, EASY, EASY)]
     _, fake = answers(tmp_path, two_stages(), parts)
-    assert fake.asked == [("small", n) for n in (8, 8, 4, 2, 2, 1, 1, 4, 1, 1)]
+    assert fake.asked == [("small", n) for n in (8, 1, 8, 4, 2, 2, 1, 1, 4, 1, 1)]
     assert fake.total("committee_asked_again_total", member="small") == 9
     assert fake.total("committee_member_failures_total", member="small") == 1
     assert fake.total("committee_failed_rows_total") == 1

@@ -54,8 +54,51 @@ def test_in_a_batch_of_up_to_16_rows_every_good_one_is_answered(drawn: tuple[int
     member = Answering(bad)
     pieces = Gate().ask_in_pieces(member, rows, size=64)
     assert answered(pieces) == [row for row in range(rows) if row not in bad]
-    assert pieces.failed == {row: f"row {row}" for row in bad}
+    assert {row: said.text for row, said in pieces.failed.items()} == {row: f"row {row}" for row in bad}
     assert len(member.calls) == 1 + pieces.further_calls
+
+
+@given(sets_of_rows(16), st.sets(st.integers(0, 60), max_size=1), st.booleans())
+def test_rows_are_at_fault_where_the_member_answers_others(
+    drawn: tuple[int, set[int]], disturbed: set[int], answers_others: bool
+) -> None:
+    rows, bad = drawn
+    member = Answering(bad, disturbed=frozenset(disturbed))
+    pieces = Gate().ask_in_pieces(member, rows, size=64, answers_others=lambda: answers_others)
+    blamed = {row for row, said in pieces.failed.items() if said.is_of_rows}
+    assert blamed <= bad, "a good row is never blamed for a call that fails once"
+    if not disturbed and (answers_others or rows > len(bad)) and len(bad) <= 8:
+        assert blamed == bad
+    if not pieces.answered and not answers_others:
+        assert not blamed
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_member_that_comes_back_blames_no_row(size: int) -> None:
+    for down in range(12):
+        calls: list[int] = []
+
+        def ask(start: int, end: int, down: int = down, calls: list[int] = calls) -> list[np.ndarray] | Refusal:
+            calls.append(end - start)
+            return [values(start, end)] if len(calls) > down else Refusal("broken")
+
+        def is_back(down: int = down, calls: list[int] = calls) -> bool:
+            return len(calls) >= down
+
+        pieces = Gate().ask_in_pieces(ask, 4, size=size, answers_others=is_back)
+        assert not any(said.is_of_rows for said in pieces.failed.values()), down
+
+
+def test_what_a_model_says_of_its_rows_holds_for_those_asked_alone() -> None:
+    def ask(start: int, end: int) -> list[np.ndarray] | Refusal:
+        return Refusal("no UTF-8", is_of_rows=True)
+
+    alone = Gate().ask_in_pieces(ask, 2, size=2)
+    assert [said.is_of_rows for said in alone.failed.values()] == [True, True]
+    many = Gate().ask_in_pieces(ask, 64, size=64)
+    assert not all(said.is_of_rows for said in many.failed.values()), "rows that nobody asked about alone"
+    gone = Gate().ask_in_pieces(lambda *_: Refusal("gone", is_of_rows=True, is_final=True), 1, size=1)
+    assert not gone.failed[0].is_of_rows
 
 
 @given(
@@ -122,7 +165,7 @@ def test_a_final_refusal_ends_it_and_what_was_answered_stays() -> None:
     pieces = Gate().ask_in_pieces(ask, 12, size=4)
     assert calls == [(0, 4), (4, 8)]
     assert answered(pieces) == [0, 1, 2, 3]
-    assert pieces.failed == dict.fromkeys(range(4, 12), "gone")
+    assert {row: said.text for row, said in pieces.failed.items()} == dict.fromkeys(range(4, 12), "gone")
 
 
 def test_rows_of_one_request_are_not_told_apart() -> None:

@@ -211,10 +211,10 @@ def long(given: Any) -> Any:
 
 
 BAD = {
-    "fails": (fails, "tokens: no such word"),
-    "fewer rows": (fewer, "tokens: output input_ids is float32 ["),
-    "another dtype": (odd, "tokens: output input_ids is float64"),
-    "too long": (long, "tokens: ids: got length"),
+    "fails": (fails, "tokens: no such word", TritonError.UNAVAILABLE),
+    "fewer rows": (fewer, "tokens: output input_ids is float32 [", TritonError.UNAVAILABLE),
+    "another dtype": (odd, "tokens: output input_ids is float64", TritonError.UNAVAILABLE),
+    "too long": (long, "tokens: ids: got length", TritonError.INVALID_ARG),
 }
 
 
@@ -223,13 +223,13 @@ BAD = {
 def test_a_deriving_model_that_fails_counts_as_the_members_that_read_what_it_makes(
     tmp_path: Path, name: str, kind: Kind
 ) -> None:
-    model, words = BAD[name]
+    model, words, expected = BAD[name]
     fake = server(kind, **{DERIVING: model})
     with loaded(tmp_path / "error", fake, spec_of(kind)) as cascade:
         easy, hard = ask_all(cascade, [asking(kind, EASY), asking(kind, HARD)])
         cascade._flusher.flush()
     code, message = refusal(hard)
-    assert code == TritonError.UNAVAILABLE
+    assert code == expected
     assert words in message
     assert "stage 1 member large" in message if kind is LATER else "stage 0 member small" in message
     assert (label(easy) == [0]) if kind is LATER else refusal(easy)
@@ -250,7 +250,10 @@ def test_one_bad_text_fails_its_request_alone(tmp_path: Path) -> None:
     with loaded(tmp_path, fake, spec_of(AT_ONCE)) as model:
         first, refused, last = ask_all(model, [asking(AT_ONCE, EASY), bad, asking(AT_ONCE, HARD)])
     assert (label(first), label(last)) == ([0], [2])
-    assert "could not convert string to float" in refusal(refused)[1]
+    code, message = refusal(refused)
+    assert code == TritonError.INVALID_ARG
+    assert message.startswith("stage 0 member small: tokens: could not convert string to float")
+    assert "try again" not in message
 
 
 def test_a_missing_deriving_model_is_a_missing_member(tmp_path: Path) -> None:

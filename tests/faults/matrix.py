@@ -11,6 +11,8 @@ DEAD = frozenset({"UNAVAILABLE", "INTERNAL", "NOT_FOUND"})
 # A server that dies cancels what it holds.
 GONE = DEAD | {"CANCELLED"}
 UNLOADED = frozenset({"UNAVAILABLE", "NOT_FOUND"})
+# A member that refuses some rows and answers others: the rows are at fault, as soon as that is known.
+REFUSED = frozenset({"UNAVAILABLE", "INVALID_ARGUMENT"})
 
 ROWS = (
     FaultRow(
@@ -67,7 +69,7 @@ ROWS = (
     FaultRow(
         name="member_fails_on_marked_rows",
         says="the last member fails on marked rows",
-        inject=do.ordered("fail", marked=True), hold_s=2, spared=2, marked=True,
+        inject=do.ordered("fail", marked=True), hold_s=2, spared=2, marked=True, errors=REFUSED,
     ),
     FaultRow(
         name="lenient_member_fails",

@@ -155,13 +155,13 @@ async def answers_to_all(server: EmbeddedServer, model: str) -> list[Asked]:
 
 @pytest.mark.parametrize("name", ["two_stages", "pair", "leading"])
 def test_only_requests_with_a_marked_row_fail_and_all_others_are_right(server: EmbeddedServer, name: str) -> None:
-    failed = 0
+    failed, codes = 0, list[str]()
     for rows, answer in asyncio.run(answers_to_all(server, name)):
         wanted = expected(rows)
         if wanted.marked.any():
             failed += 1
             assert isinstance(answer, InferenceServerException)
-            assert answer.status() == "StatusCode.UNAVAILABLE"
+            codes.append(str(answer.status()))
             stage = int(wanted.hard[wanted.marked].all())
             text = f"stage {stage} member {('first', 'second')[stage]}: onnx runtime error 2: Non-zero status code"
             assert answer.message().startswith(text)
@@ -171,6 +171,9 @@ def test_only_requests_with_a_marked_row_fail_and_all_others_are_right(server: E
         assert answer.exit_stage.tolist() == wanted.exit_stage.tolist()  # type: ignore[attr-defined]
         assert not answer.status.any()  # type: ignore[attr-defined]
     assert failed > 40
+    assert set(codes) <= {"StatusCode.UNAVAILABLE", "StatusCode.INVALID_ARGUMENT"}
+    # Whose fault it is cannot be told before a member has answered its first row, nor in a large batch of bad rows.
+    assert codes.count("StatusCode.INVALID_ARGUMENT") > 0.9 * failed
     counted = metrics_of(server, name)
     assert counted["asked_again_total first"] > 0, "no bad row ever met another: nothing was tested"
     assert counted["asked_again_total second"] > 0
