@@ -172,7 +172,7 @@ def test_only_requests_with_a_marked_row_fail_and_all_others_are_right(server: E
         assert not answer.status.any()  # type: ignore[attr-defined]
     assert failed > 40
     assert set(codes) <= {"StatusCode.UNAVAILABLE", "StatusCode.INVALID_ARGUMENT"}
-    # Whose fault it is cannot be told before a member has answered its first row, nor in a large batch of bad rows.
+    # Whose fault it is cannot be told before a member has answered any row, nor in a large batch of bad rows.
     assert codes.count("StatusCode.INVALID_ARGUMENT") > 0.9 * failed
     counted = metrics_of(server, name)
     assert counted["asked_again_total first"] > 0, "no bad row ever met another: nothing was tested"
