@@ -11,6 +11,7 @@ from perf.load.analyzer import analyzer, tritonserver
 from perf.load.inputs import inputs
 from perf.readme import write_blocks
 from perf.studies.bench.command import run
+from perf.studies.core import core
 from perf.studies.false_openings import false_openings
 from perf.studies.gpu.command import gpu
 from perf.studies.int8 import int8
@@ -33,7 +34,7 @@ def main() -> None:
 
 
 command: Any
-for command in (run, leak, onefile, planner, int8, live, overload, soak, false_openings):
+for command in (run, leak, core, onefile, planner, int8, live, overload, soak, false_openings):
     app.command()(command)
 # Options behind these names are the other program's.
 for command in (analyzer, tritonserver):

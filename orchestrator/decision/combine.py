@@ -4,7 +4,8 @@ Sums run in plan order whatever order answers arrive in, elementwise and without
 same bits in any batch, which is what makes replay equal serving.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar, TypeVar
@@ -27,6 +28,9 @@ PROBABILITY_FLOOR = np.float32(1e-30)
 # A logit of -inf is a legal "never this class", but two members with different ones would sum to a row of
 # -inf and then NaN. Clipping keeps every sum finite and changes no softmax value above 1e-45.
 LOGIT_BOUND = np.float32(1e30)
+_FEW_VALUES = 4096
+# Of one row, because numpy takes twice as long with a scalar.
+_LEAST_WEIGHT, _ONE = np.array([1e-30], np.float32), np.array([1], np.float32)
 
 
 class RowColumns:
@@ -36,17 +40,11 @@ class RowColumns:
     """
 
     __slots__ = ()
-    # One call in C gives all columns, or those within columns too: every batch of every stage goes through them.
+    # One call in C gives all columns: every batch of every stage goes through them.
     _columns: "ClassVar[attrgetter[tuple[Any, ...]]]"
-    _arrays: "ClassVar[attrgetter[tuple[Any, ...]]]"
-    _names: ClassVar[list[str]]
 
     def __init_subclass__(cls) -> None:
-        within = {kind: kind._names for kind in RowColumns.__subclasses__() if kind is not cls}
-        cls._names = []
-        for name, kind in cls.__annotations__.items():
-            cls._names += [f"{name}.{inner}" for inner in within[kind]] if kind in within else [name]
-        cls._columns, cls._arrays = attrgetter(*cls.__annotations__), attrgetter(*cls._names)
+        cls._columns = attrgetter(*cls.__annotations__)
 
     def __len__(self) -> int:
         return len(self._columns(self)[0])
@@ -54,11 +52,6 @@ class RowColumns:
     def __getitem__(self: Columns, index: Index | slice) -> Columns:
         """The given rows; copied where `index` is an array."""
         return type(self)(*[None if column is None else column[index] for column in self._columns(self)])
-
-    def __setitem__(self: Columns, index: Index | slice, rows: Columns) -> None:
-        for mine, given in zip(self._arrays(self), self._arrays(rows), strict=True):
-            if mine is not None:
-                mine[index] = given
 
 
 @dataclass(slots=True)
@@ -73,9 +66,28 @@ class Accumulator(RowColumns):
 
 def softmax(z: F32) -> F32:
     """Softmax over the last axis; float32 (n, k) from finite float32 (n, k)."""
-    p: F32 = np.exp(z - np.maximum.reduce(z, axis=1)[:, None])
-    p /= np.add.reduce(p, axis=1)[:, None]
-    return p
+    return softmax_and_top(z)[0]
+
+
+def softmax_and_top(z: F32) -> tuple[F32, F32]:
+    """Softmax of float32 (n, k), and the largest value of each row, (n,)."""
+    p: F32 = np.exp(z - np.maximum.reduce(z, 1)[:, None])
+    sums = np.add.reduce(p, 1)
+    p /= sums[:, None]
+    # The largest was exp(0), which is 1; dividing it gives what a search for it among the quotients would.
+    return p, _ONE / sums
+
+
+def is_bounded(z: F32) -> bool:
+    """Whether every value of float32 (n, k), contiguous, is a number within `LOGIT_BOUND`."""
+    # A sum of squares is finite only where every value is a number, and far within the bound. For a few values its
+    # one pass takes a quarter of two reductions; for many, BLAS would start threads.
+    if z.size <= _FEW_VALUES:
+        flat = z.ravel()
+        if math.isfinite(flat.dot(flat)):
+            return True
+    # NaN and infinity fail these comparisons.
+    return bool(np.minimum.reduce(z, axis=None) >= -LOGIT_BOUND and np.maximum.reduce(z, axis=None) <= LOGIT_BOUND)
 
 
 def scaled_logits(member: Member, raw: npt.NDArray[np.generic]) -> tuple[F32, Bools | None]:
@@ -92,11 +104,9 @@ def scaled_logits(member: Member, raw: npt.NDArray[np.generic]) -> tuple[F32, Bo
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             z = np.log(np.maximum(z, PROBABILITY_FLOOR)) if member.output_kind == "probabilities" else z
             z = z / np.float32(member.temperature) if member.temperature != 1.0 else z
-    peak = np.maximum.reduce(z, axis=1)
-    # Two comparisons settle the usual case, since NaN and infinity fail them.
-    if np.minimum.reduce(z, axis=None) >= -LOGIT_BOUND and np.maximum.reduce(peak) <= LOGIT_BOUND:
+    if is_bounded(z):
         return z, None
-    good = np.isfinite(peak)
+    good = np.isfinite(np.maximum.reduce(z, axis=1))
     if good.all():
         return np.clip(z, -LOGIT_BOUND, LOGIT_BOUND), None
     z = np.where(good[:, None], z, np.float32(0))
@@ -116,6 +126,8 @@ class Combiner:
         self.classes = spec.classes
         self.members = spec.members
         self.weights = np.array([member.weight for member in self.members], np.float32)
+        self._weight_of = np.split(self.weights, len(self.weights))
+        self._is_unit = (self.weights == 1).tolist()
         self.needs_tops = spec.score == "agreement"
         starts = np.cumsum([0, *(len(stage.members) for stage in spec.stages)])
         self.stage_members = [range(starts[i], starts[i + 1]) for i in range(len(spec.stages))]
@@ -138,35 +150,46 @@ class Combiner:
             int32 (n,), the first member (by plan index) that failed for the row or -1, and bool (n,) of rows
             for which no member of the stage answered; None, None where nothing failed.
         """
-        rows, clean = len(accumulator), True
+        rows = len(accumulator.weight)
         # Only the newest stage counts in mode "last", so its sum begins anew.
         target = self.empty(rows) if self.mode == "last" else accumulator
-        failed, answered = np.full(rows, -1, np.int32), np.zeros(rows, np.bool_)
+        good_of: dict[int, Bools] = {}  # which rows a member answered, of members that failed for some
         for index, raw in zip(self.stage_members[stage], outputs, strict=True):
             if raw is None:
-                good: Bools | None = np.zeros(rows, np.bool_)
-            else:
-                z, good = scaled_logits(self.members[index], raw)
-                self._add(target, index, z, good)
-                if accumulator.tops is not None:
-                    top = np.argmax(z, axis=1)
-                    accumulator.tops[:, index] = top if good is None else np.where(good, top, -1)
+                good_of[index] = np.zeros(rows, np.bool_)
+                continue
+            z, good = scaled_logits(self.members[index], raw)
+            self._add(target, index, z, good)
+            if accumulator.tops is not None:
+                top = np.argmax(z, axis=1)
+                accumulator.tops[:, index] = top if good is None else np.where(good, top, -1)
+            if good is not None:
+                good_of[index] = good
+        if good_of:
+            failed, answered = self._failures(stage, rows, good_of)
+        if self.mode == "last":
+            # A stage that gave nothing for a row leaves the answer of the stage before it standing.
+            stands = answered if good_of else slice(None)
+            accumulator.total[stands] = target.total[stands]
+            accumulator.weight[stands] = target.weight[stands]
+        return (failed, ~answered) if good_of else (None, None)
+
+    def _failures(self, stage: int, rows: int, good_of: Mapping[int, Bools]) -> tuple[I32, Bools]:
+        """The first member that failed for each row or -1, and whether any answered."""
+        failed, answered = np.full(rows, -1, np.int32), np.zeros(rows, np.bool_)
+        for index in self.stage_members[stage]:
+            good = good_of.get(index)
             if good is None:
                 answered[:] = True
             else:
-                clean = False
                 answered |= good
                 failed = np.where((failed < 0) & ~good, np.int32(index), failed)
-        if self.mode == "last":
-            # A stage that gave nothing for a row leaves the answer of the stage before it standing.
-            accumulator.total[answered] = target.total[answered]
-            accumulator.weight[answered] = target.weight[answered]
-        return (None, None) if clean else (failed, ~answered)
+        return failed, answered
 
     def _add(self, accumulator: Accumulator, index: int, z: F32, good: Bools | None) -> None:
-        weight = self.weights[index]
+        weight = self._weight_of[index]
         part = z if self.mode == "mean_logit" else softmax(z)
-        if weight != 1:  # by far most members have it, and the product is a copy of all scores
+        if not self._is_unit[index]:  # by far most members have it, and the product is a copy of all scores
             part = part * weight
         if good is not None:
             part = np.where(good[:, None], part, np.float32(0))
@@ -184,11 +207,17 @@ class Combiner:
         Equal probabilities go to the lowest class, votes that tie to the class with the larger mean probability. A
         row without any member's answer gets the uniform distribution, to be ignored.
         """
-        p = accumulator.total / np.maximum(accumulator.weight, np.float32(1e-30))[:, None]
+        p, label, _ = self.distribution_and_top(accumulator)
+        return p, label
+
+    def distribution_and_top(self, accumulator: Accumulator) -> tuple[F32, I64, F32 | None]:
+        """The same, and the largest probability of every row, (n,), where it is known without another look."""
+        p = accumulator.total / np.maximum(accumulator.weight, _LEAST_WEIGHT)[:, None]
         if self.mode == "mean_logit":
-            p = softmax(p)
-        elif self.mode == "vote" and accumulator.ties is not None:
+            p, top = softmax_and_top(p)
+            return p, p.argmax(1), top
+        if self.mode == "vote" and accumulator.ties is not None:
             most = np.maximum.reduce(accumulator.total, axis=1)
             tied = np.where(accumulator.total == most[:, None], accumulator.ties, np.float32(-1))
-            return p, tied.argmax(axis=1)
-        return p, p.argmax(axis=1)
+            return p, tied.argmax(axis=1), None
+        return p, p.argmax(1), None

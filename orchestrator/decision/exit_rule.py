@@ -39,6 +39,9 @@ class ExitRule:
         self.thresholds: F32 = np.array(
             [[never if t is None else np.float32(t) for t in vector] for vector in (own, *cheaper)], np.float32
         )
+        # Arrays of one value, because numpy takes twice as long with a scalar.
+        self._columns = np.split(self.thresholds[0], self.last) if self.last else []
+        self._stages = np.split(np.arange(self.last, dtype=np.int32), self.last) if self.last else []
         self.lows = [None if stage.low is None else np.float32(stage.low) for stage in spec.stages]
 
     def decide(
@@ -58,22 +61,27 @@ class ExitRule:
             bool (n,) of exits and int32 (n,) of status bits earned by exiting.
         """
         rows = len(score)
+        status = np.zeros(rows, np.int32)
         if stage == self.last:
-            return np.ones(rows, np.bool_), np.zeros(rows, np.int32)
-        own = score >= self.thresholds[0, stage] + shift
+            return np.ones(rows, np.bool_), status
+        own = score >= self._columns[stage] + shift
         sure = own if gear is None else score >= self.thresholds[gear, stage] + shift
         low = self.lows[stage]
         # A cheaper gear does not make a hopeless row a sure one: ABSTAINED tells its client to ask a person.
         doubtful: Bools | None = None if low is None else (score <= low) & ~own
         wants: Bools = sure if doubtful is None else sure | doubtful
-        wants = wants & (min_stage <= stage)
-        # A row that would have exited here anyway was not capped.
-        capped = (max_stage <= stage) & ~wants
-        status = np.int32(CAPPED) * capped.astype(np.int32)
+        at = self._stages[stage]
+        wants = wants & (min_stage <= at)
         if doubtful is not None:
             status |= np.int32(ABSTAINED) * (doubtful & wants)
         if gear is not None:
             # The bit says that the plan's own thresholds would have deferred the row.
             hasty = wants & ~own if doubtful is None else wants & ~own & ~doubtful
             status |= np.int32(GEARED) * hasty
+        is_end = max_stage <= at
+        if not np.count_nonzero(is_end):  # nearly always
+            return wants, status
+        # A row that would have exited here anyway was not capped.
+        capped = is_end & ~wants
+        status |= np.int32(CAPPED) * capped
         return wants | capped, status

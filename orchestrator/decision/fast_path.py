@@ -9,7 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.decision.combine import F32, I32, LOGIT_BOUND, Accumulator, Bools, Output, scaled_logits, softmax
+from orchestrator.decision.combine import (
+    F32,
+    I32,
+    I64,
+    Accumulator,
+    Bools,
+    Output,
+    is_bounded,
+    scaled_logits,
+    softmax_and_top,
+)
 from orchestrator.decision.evaluate import (
     NO_DEADLINE_NS,
     NO_MAX_STAGE,
@@ -21,8 +31,8 @@ from orchestrator.decision.evaluate import (
 from orchestrator.decision.scores import OF_PROBABILITIES
 from orchestrator.spec.answer import ABSTAINED, GEARED
 
-# Batches of up to so many rows share one column of weights.
-_MAX_SHARED_WEIGHTS = 256
+# Batches of up to so many rows share columns that are the same in all.
+_MAX_SHARED = 256
 
 
 @dataclass(slots=True)
@@ -42,17 +52,30 @@ def plain_arrivals(
     request = np.array(tokens, np.int64)
     due = np.array(now_ns, np.int64) + default_deadline_us * 1000
     position = np.zeros(rows, np.int64)
-    if rows > len(tokens):
+    if set(counts) != {1}:
         each = np.array(counts)
         request, due = request.repeat(each), due.repeat(each)
         position = np.arange(rows) - (each.cumsum() - each).repeat(each)
-    # Half of the time of np.full.
-    max_stage, deadline, gears = np.empty(rows, np.int32), np.empty(rows, np.int64), np.empty(rows, np.int32)
-    max_stage.fill(NO_MAX_STAGE)
-    deadline.fill(NO_DEADLINE_NS)
-    gears.fill(gear)
-    min_stage, shift = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
-    return Arrivals(request, position, min_stage, max_stage, shift, gears, deadline, due)
+    # Views of one array each cost half of arrays of their own.
+    zeros, last, shift, never = _SHARED if rows <= _MAX_SHARED else _wishes_of_nobody(rows)
+    gears = np.full(rows, gear, np.int32) if gear else zeros[:rows]
+    return Arrivals(request, position, zeros[:rows], last[:rows], shift[:rows], gears, never[:rows], due)
+
+
+def _wishes_of_nobody(rows: int) -> tuple[I32, I32, F32, I64]:
+    """The earliest and latest stage, the shift and the deadline of rows that have none, to be read only."""
+    made = (
+        np.zeros(rows, np.int32),
+        np.full(rows, NO_MAX_STAGE, np.int32),
+        np.zeros(rows, np.float32),
+        np.full(rows, NO_DEADLINE_NS, np.int64),
+    )
+    for column in made:
+        column.flags.writeable = False
+    return made
+
+
+_SHARED = _wishes_of_nobody(_MAX_SHARED)
 
 
 class FastPath:
@@ -65,7 +88,7 @@ class FastPath:
         self._weights = combiner.weights[: len(self._members)]
         # Added up in plan order, as the accumulator does it.
         self._weight = sum(self._weights, np.float32(0))
-        self._shared_weights = np.broadcast_to(self._weight, _MAX_SHARED_WEIGHTS)
+        self._shared_weights = np.broadcast_to(self._weight, _MAX_SHARED)
         self._adds_logits = spec.combine == "mean_logit"
         only = self._members[0]
         is_raw = only.output_kind == "logits" and only.temperature == 1.0
@@ -73,10 +96,11 @@ class FastPath:
         is_plain = spec.combine != "vote" and not combiner.needs_tops
         self._is_lone = is_plain and len(self._members) == 1 and self._weight == 1 and is_raw
         self._is_sum = is_plain and self._adds_logits
+        self._scores_top = spec.score == "max_prob"
         self._score = OF_PROBABILITIES.get(spec.score)
         self._is_last = rule.last == 0
-        # By gear; an index of two dimensions costs as much as the comparison.
-        self._thresholds = [] if self._is_last else list(rule.thresholds[:, 0])
+        # By gear, arrays of one value, because numpy takes twice as long with a scalar.
+        self._thresholds = [] if self._is_last else np.split(rule.thresholds[:, 0], len(rule.thresholds))
         self._low = rule.lows[0]
 
     def stage0(self, rows: int, outputs: Sequence[Output]) -> StageResult:
@@ -119,15 +143,10 @@ class FastPath:
         if raw is None:
             return None
         z: F32 = np.ascontiguousarray(raw, dtype=np.float32)
-        peak = np.maximum.reduce(z, axis=1)
-        high = peak[0] if len(peak) == 1 else np.maximum.reduce(peak)
-        # NaN and infinity fail these comparisons.
-        if not (np.minimum.reduce(z, axis=None) >= -LOGIT_BOUND and high <= LOGIT_BOUND):
+        if not is_bounded(z):
             return None
-        # The softmax, with the maxima that the check has found already.
-        p = np.exp(z - peak[:, None])
-        p /= np.add.reduce(p, axis=1)[:, None]
-        return self._result(z if self._adds_logits else p, p)
+        p, top = softmax_and_top(z)
+        return self._result(z if self._adds_logits else p, p, top)
 
     def _from_sum(self, outputs: Sequence[Output]) -> StageResult | None:
         """The result of logits that are added up; None where a member failed for a row."""
@@ -140,11 +159,12 @@ class FastPath:
             # The first part stands for the sum: no array of zeros to begin with, and no pass to add to it.
             total = part if total is None else total + part
         assert total is not None, "a stage has members"
-        return self._result(total, softmax(total if self._weight == 1 else total / self._weight))
+        return self._result(total, *softmax_and_top(total if self._weight == 1 else total / self._weight))
 
-    def _result(self, total: F32, p: F32) -> StageResult:
-        label, rows = p.argmax(axis=1), len(total)
-        is_small = rows <= _MAX_SHARED_WEIGHTS
+    def _result(self, total: F32, p: F32, top: F32) -> StageResult:
+        label, rows = p.argmax(1), len(total)
+        is_small = rows <= _MAX_SHARED
         weight: F32 = self._shared_weights[:rows] if is_small else np.full(rows, self._weight, np.float32)
         assert self._score is not None, "agreement takes the general path"
-        return StageResult(Accumulator(total, weight, None, None), CombinedAnswer(p, label, self._score(p)), None)
+        score = top if self._scores_top else self._score(p)
+        return StageResult(Accumulator(total, weight, None, None), CombinedAnswer(p, label, score), None)

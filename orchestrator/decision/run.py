@@ -11,15 +11,17 @@ Rules of this file:
 - Python loops run over members and columns, never over rows.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision.combine import F32, I32, I64, Accumulator, Bools, Index, Output, RowColumns
+from orchestrator.decision.combine import F32, I32, I64, Bools, Index, Output, RowColumns
 from orchestrator.decision.evaluate import Arrivals, CombinedAnswer, Evaluator, StageResult
-from orchestrator.decision.fast_path import FastPath, plain_arrivals
+from orchestrator.decision.fast_path import FastPath
+from orchestrator.decision.row_table import RowState, RowTable
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import DEADLINE
 
@@ -40,17 +42,6 @@ _NEXT = {
     event: np.array([moves.get(state, -1) for state in range(len(STATES))], np.int8)
     for event, moves in TRANSITIONS.items()
 }
-
-
-@dataclass(slots=True)
-class RowState(RowColumns):
-    """Rows with what has been found out about them; the table of a run is one of these."""
-
-    arrival: Arrivals  # where they came from and what their requests ask for
-    cost: F32  # (n,), cost of every member that was asked about the row, but for those that run
-    status: I32  # (n,), status bits so far
-    answer_stage: I32  # (n,), newest stage whose output is in the accumulator, -1 for none
-    accumulator: Accumulator  # the members' outputs so far
 
 
 @dataclass(slots=True)
@@ -90,6 +81,8 @@ class StageOutcome:
     prefix_rows: int = 0  # rows that came to this stage by the fused prefix's outputs, without waiting for it
 
 
+# Arrays of one value, because numpy takes twice as long with a scalar.
+_ASKED, _WAITING = np.array([ASKED], np.int8), np.array([WAITING], np.int8)
 _NONE = np.zeros(0, np.intp)
 _NO_FAILURES = FailedRows(_NONE, np.zeros(0, np.int64), np.zeros(0, np.int32))
 
@@ -109,10 +102,11 @@ class CascadeRun:
         self._evaluator = Evaluator(spec)
         self.fast_path = FastPath(self._evaluator)
         self._costs = np.array(spec.stage_costs, np.float32)
+        self._stages = np.split(np.arange(len(spec.stages), dtype=np.int32), len(spec.stages))
         self._sequence = 0
         self._waiting = [0] * (len(spec.stages) + 1)
         self.rows_in_table = 0
-        self._rows = self._blank(capacity_rows)
+        self._table = RowTable(self._evaluator.combiner, capacity_rows)
         self._state: npt.NDArray[np.int8] = np.zeros(capacity_rows, np.int8)
         self._stage: npt.NDArray[np.int32] = np.zeros(capacity_rows, np.int32)
         self._order: npt.NDArray[np.int64] = np.zeros(capacity_rows, np.int64)
@@ -127,7 +121,7 @@ class CascadeRun:
 
     def requests_of(self, slots: Index) -> npt.NDArray[np.int64]:
         """Request tokens of the given slots, int64 (n,)."""
-        tokens: npt.NDArray[np.int64] = self._rows.arrival.request[slots]
+        tokens: npt.NDArray[np.int64] = self._table.rows.arrival.request[slots]
         return tokens
 
     def stages_of(self, slots: Index) -> npt.NDArray[np.int32]:
@@ -137,7 +131,7 @@ class CascadeRun:
 
     def open_requests(self) -> npt.NDArray[np.int64]:
         """Tokens of the requests that have rows in the table without an answer, int64, in order of arrival."""
-        tokens: npt.NDArray[np.int64] = np.unique(self._rows.arrival.request[self._open_rows()])
+        tokens: npt.NDArray[np.int64] = np.unique(self._table.rows.arrival.request[self._open_rows()])
         return tokens
 
     def waiting(self, stage: int) -> int:
@@ -166,7 +160,7 @@ class CascadeRun:
 
     def enter(self, arrivals: Arrivals, result: StageResult, cost: float | None = None) -> StageOutcome:
         """Takes in n rows with what stage 0 gave for them, at a cost as in `feed`; the deferred ones now wait."""
-        rows = len(result.answer)
+        rows = len(result.answer.label)
         costs, answer_stage = np.empty(rows, np.float32), np.empty(rows, np.int32)
         costs.fill(self._costs[0] if cost is None else cost)
         answer_stage.fill(-1)
@@ -176,8 +170,8 @@ class CascadeRun:
             slots = _NONE
             try:
                 slots = self._claim(len(on))
-                self._rows[slots] = state[on] if len(on) < rows else state
-                self._order[slots] = self._sequence + np.arange(len(slots))
+                self._table.store(slots, state, on if len(on) < rows else None)
+                self._order[slots] = np.arange(self._sequence, self._sequence + len(slots))
                 self._sequence += len(slots)
                 self._wait(slots, 1, event="enter")
             except BaseException:
@@ -220,13 +214,13 @@ class CascadeRun:
 
         Where `groups` gives a number to every slot, int64 (capacity,), those with the number of the most urgent.
         """
-        slots: Index = ((self._state == WAITING) & (self._stage == stage)).nonzero()[0]
+        slots: Index = ((self._state == _WAITING) & (self._stage == self._stages[stage])).nonzero()[0]
         if groups is not None and len(slots):
-            first = slots[np.lexsort((self._order[slots], self._rows.arrival.due_ns[slots]))[0]]
+            first = slots[np.lexsort((self._order[slots], self._table.rows.arrival.due_ns[slots]))[0]]
             slots = slots[groups[slots] == groups[first]]
         # Most batches fit, and sorting would cost more than the rest of this.
         if len(slots) > limit:
-            urgency = np.lexsort((self._order[slots], self._rows.arrival.due_ns[slots]))
+            urgency = np.lexsort((self._order[slots], self._table.rows.arrival.due_ns[slots]))
             slots = slots[urgency[:limit]]
         try:
             self._take(slots, stage)
@@ -261,12 +255,13 @@ class CascadeRun:
 
     def _feed(self, slots: Index, outputs: Sequence[Output], cost: float | None) -> StageOutcome:
         stage = int(self._stage[slots[0]])
-        kept: Index = (self._state[slots] == ASKED).nonzero()[0]
+        kept: Index = (self._state[slots] == _ASKED).nonzero()[0]
+        live = slots
         if len(kept) < len(slots):  # rows answered or given up while the members ran
             self._release(slots[self._state[slots] == DROPPED])
             outputs = [None if output is None else output[kept] for output in outputs]
-        live = slots[kept]
-        state = self._rows[live]
+            live = slots[kept]
+        records, state = self._table.take(live)
         if not len(live):
             answers = _answered(state, self._evaluator.answer(state.accumulator), row=kept, done=_NONE)
             return StageOutcome(answers, _NO_FAILURES, _NONE, _NONE, stage, None)
@@ -277,7 +272,7 @@ class CascadeRun:
             self._release(live)
             return outcome
         outcome.slots = live[on]
-        self._rows[outcome.slots] = state[on] if len(on) < len(live) else state
+        self._table.put(outcome.slots, records[on])
         self._wait(outcome.slots, stage + 1, event="defer")
         if len(on) < len(live):
             self._release(live[self._state[live] == ASKED])
@@ -293,8 +288,8 @@ class CascadeRun:
         `row` in the outcome is the slot.
         """
         # The members that run go on: nothing can stop a call, and its rows are dropped when it returns.
-        slots = np.flatnonzero(self._open_rows() & (self._rows.arrival.deadline_ns <= now_ns))
-        state = self._rows[slots]
+        slots = np.flatnonzero(self._open_rows() & (self._table.rows.arrival.deadline_ns <= now_ns))
+        _, state = self._table.take(slots)
         state.status |= np.int32(DEADLINE)
         is_asked = self._state[slots] == ASKED
         state.cost[is_asked] += self._costs[self._stage[slots[is_asked]]]
@@ -308,7 +303,7 @@ class CascadeRun:
 
     def drop(self, requests: npt.NDArray[np.int64]) -> int:
         """Drops every row of the given requests; returns how many there were."""
-        slots = np.flatnonzero(self._open_rows() & np.isin(self._rows.arrival.request, requests))
+        slots = np.flatnonzero(self._open_rows() & np.isin(self._table.rows.arrival.request, requests))
         self._drop_slots(slots)
         return len(slots)
 
@@ -333,15 +328,17 @@ class CascadeRun:
         done: Index = exits.nonzero()[0]
         lost, failed_rows, failures, counts = _NONE, _NO_FAILURES, result.failures, None
         if failures is None:
-            state.answer_stage[:] = stage
+            state.answer_stage.fill(stage)
         else:
             state.answer_stage[~failures.no_answer] = stage
             lost, counts = dead.nonzero()[0], failures.counts
             failed_rows = FailedRows(row[lost], state.arrival.request[lost], failures.member[lost])
-        all_gone = len(done) + len(lost) == len(row)
-        on: Index = _NONE if all_gone else (~(exits | dead)).nonzero()[0]
+        gone = len(done) + len(lost)
+        on: Index = _NONE
+        if gone < len(row):
+            on = (~(exits | dead)).nonzero()[0] if gone else np.arange(len(row))
         answers = _answered(state, result.answer, row=row, done=done)
-        return StageOutcome(answers, failed_rows, row[on], _NONE, stage, counts), on
+        return StageOutcome(answers, failed_rows, row[on] if gone else row, _NONE, stage, counts), on
 
     # -- slots ------------------------------------------------------------------------------------
 
@@ -406,25 +403,35 @@ class CascadeRun:
 
     def _grow(self, more: int) -> None:
         size, capacity = self.capacity_rows, self.capacity_rows + more
-        rows = self._blank(capacity)
-        rows[:size] = self._rows
+        table = self._table.grown(more)
         state, stage = np.pad(self._state, (0, more)), np.pad(self._stage, (0, more))
         order = np.pad(self._order, (0, more))
         free = np.concatenate((self._free, np.arange(size, capacity)))
         # At once, because memory may end in any line before.
-        self._rows, self._state, self._stage, self._order, self._free = rows, state, stage, order, free
-
-    def _blank(self, rows: int) -> RowState:
-        arrivals = plain_arrivals([0], [rows], now_ns=[0], default_deadline_us=0)
-        zeros = np.zeros(rows, np.int32)
-        accumulator = self._evaluator.combiner.empty(rows)
-        return RowState(arrivals, np.zeros(rows, np.float32), zeros, zeros.copy(), accumulator)
+        self._table, self._state, self._stage, self._order, self._free = table, state, stage, order, free
 
 
 def _answered(state: RowState, answer: CombinedAnswer, *, row: Index, done: Index) -> AnsweredRows:
     """The answers of the rows `done` (by place); `row`, intp (n,), is what the caller calls all n of them."""
-    request, position = state.arrival.request, state.arrival.position
-    p, label, score = answer.probabilities, answer.label, answer.confidence
-    rows = AnsweredRows(row, request, position, p, label, score, state.answer_stage, state.cost, state.status)
-    # Most often all rows of a call leave together.
-    return rows if len(done) == len(row) else rows[done]
+    if not len(done):
+        return _nothing_answered(answer.probabilities.shape[1])
+    rows = AnsweredRows(
+        row, state.arrival.request, state.arrival.position, answer.probabilities, answer.label, answer.confidence,
+        state.answer_stage, state.cost, state.status,
+    )  # fmt: skip
+    if len(done) < len(row):
+        return rows[done]
+    # Most often all rows of a call leave together. What is the table's own is copied, as its memory is used again.
+    rows.request, rows.position, rows.exit_stage = (
+        rows.request.copy(),
+        rows.position.copy(),
+        rows.exit_stage.copy(),
+    )
+    rows.cost, rows.status = rows.cost.copy(), rows.status.copy()
+    return rows
+
+
+@functools.cache
+def _nothing_answered(classes: int) -> AnsweredRows:
+    none, f32, i32 = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int32)
+    return AnsweredRows(_NONE, none, none, np.zeros((0, classes), np.float32), none, f32, i32, f32, i32)

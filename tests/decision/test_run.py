@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.decision import Arrivals, CascadeRun, Policy, arrivals_from_policies
-from orchestrator.decision.run import ASKED, FREE, STATES, TRANSITIONS, RowState
+from orchestrator.decision.run import ASKED, FREE, STATES, TRANSITIONS
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, InputSpec, Member, Stage
 from orchestrator.spec.answer import ABSTAINED, CAPPED, DEADLINE, DEGRADED
 from tests.decision.builders import Case, answer_all, make_case, with_thresholds
@@ -307,11 +307,6 @@ def test_a_stricter_shift_never_lets_a_row_exit_earlier(case: Case, one: float, 
     early = answer_all(case, policy=Policy(threshold_shift=less))
     late = answer_all(case, policy=Policy(threshold_shift=more))
     assert (late.exit_stage >= early.exit_stage).all()
-
-
-def test_columns_within_columns_are_stored_by_their_own_names() -> None:
-    # Through each inner object's `__setitem__` it works as well, but costs every deferred row some calls more.
-    assert {"arrival.due_ns", "cost", "accumulator.total"} <= set(RowState._names)
 
 
 ARCHITECTURE = Path(__file__).parents[2] / "ARCHITECTURE.md"
