@@ -30,7 +30,8 @@ def files_of_a_row(tmp_path: Path, row: np.ndarray) -> list[str]:
 
 def test_an_easy_row_passes_few_files(tmp_path: Path) -> None:
     files = files_of_a_row(tmp_path, EASY)
-    assert len(files) <= 8, files
+    # decision/combine.py among them, where the softmax is written once.
+    assert len(files) <= 9, files
 
 
 def test_a_hard_row_passes_few_files(tmp_path: Path) -> None:
