@@ -85,7 +85,7 @@ def test_model_analyzer_profiles_the_cascade_with_its_members(tmp_path: Path) ->
     program = shutil.which("model-analyzer")
     if program is None:
         pytest.skip("no model-analyzer on PATH (docs/load-testing.md installs it into an environment of its own)")
-    write_input_data(tmp_path / "rows.json", digits_split("test").images[:541], input_name="image")
+    write_input_data(tmp_path / "rows.json", {"image": digits_split("test").images[:541]})
     ports = [find_port() for _ in range(3)]
     settings = (ROOT / "perf/model_analyzer.yaml").read_text(encoding="utf-8")
     changed = {

@@ -186,7 +186,7 @@ class Inputs:
             raise DataError(f"rows of {self._scenario.name}", got=f"reach {got}", expected=expected)
         mix = "earned" if wanted is None else f"d{100 * deferral:.0f}"
         path = self._folder / f"{self._scenario.name}-{mix}.json"
-        write_input_data(path, rows.rows, input_name=self._input_name)
+        write_input_data(path, {self._input_name: rows.rows})
         return InputFile(rows=rows, path=path.resolve(), reach=reach)
 
 

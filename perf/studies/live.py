@@ -14,11 +14,22 @@ import pandas as pd
 import typer
 from rich.table import Table
 
-from orchestrator.cli.console import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
+from orchestrator.cli.console import (
+    ADDRESS,
+    Ca,
+    Cert,
+    ColumnsOption,
+    Headers,
+    Key,
+    TextOption,
+    endpoint_from_options,
+    listed_names,
+)
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient, closed_loop
-from orchestrator.errors import RepositoryError
+from orchestrator.errors import InputError, RepositoryError
 from orchestrator.pbtxt import CONFIG
+from orchestrator.rows.blocks import ColumnNames
 from perf.harness.machine import machine_here, write_json
 from perf.harness.report import console_table, progress_shown, show
 from perf.harness.serving import embedded
@@ -35,9 +46,9 @@ def live(
     model: Annotated[
         list[str] | None, typer.Option(help="Models to measure, once for each; all if none.", show_default=False)
     ] = None,
-    data: Annotated[
-        str, typer.Option(help="What to send: a folder of pictures, .npz, .npy, .parquet, or digits:SPLIT.")
-    ] = "digits:test",
+    data: Annotated[str, typer.Option(help="What to send, as for `python -m perf inputs`.")] = "digits:test",
+    text: TextOption = None,
+    columns: ColumnsOption = None,
     url: Annotated[
         str | None, typer.Option(help=f"gRPC endpoint of a Triton, {ADDRESS} None starts the embedded one.")
     ] = None,
@@ -65,7 +76,14 @@ def live(
         if not routes:
             raise RepositoryError(f"model repository {repository}", got="no models", fix="name them with --model")
         at_most = min(requests, DIFFERENT_ROWS)
-        rows = different_rows(address, routes[0], data=data, repository=repository, at_most=at_most)
+        named = ColumnNames(text=text, columns=listed_names(columns))
+        tensors = different_rows(
+            address, routes[0], data=data, repository=repository, at_most=at_most, columns=named
+        )
+        if len(tensors) > 1:
+            expected = "a model of one; see `python -m perf inputs` and perf_analyzer"
+            raise InputError(f"model {routes[0]}", got=f"{len(tensors)} inputs", expected=expected)
+        rows = next(iter(tensors.values()))
         rows = rows[np.arange(requests) % len(rows)]
         passes = asyncio.run(measure(address, routes, rows=rows, rounds=rounds, progress=tell))
     document = document_from_passes(passes, triton_version=version)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import DataError, UnavailableError
+from orchestrator.spec.rows import stacked
 from perf.load.closed import Window, closed_tasks, closed_threads, window_from_stages
 from perf.load.inputs import chosen_rows, next_prime, next_prime_below, write_input_data
 
@@ -99,10 +100,22 @@ def test_the_next_prime_is_prime_and_the_nearest(number: int) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 def test_rows_read_back_bit_for_bit(tmp_path: Path, dtype: type) -> None:
     rows = (255 * np.random.default_rng(0).random((3, 2, 4))).astype(dtype)
-    write_input_data(tmp_path / "a" / "in.json", rows, input_name="image")
+    write_input_data(tmp_path / "a" / "in.json", {"image": rows})
     steps = json.loads((tmp_path / "a" / "in.json").read_text())["data"]
-    back = [np.frombuffer(base64.b64decode(step["image"]["b64"]), dtype).reshape(2, 4) for step in steps]
+    parts = [step["image"] for step in steps]
+    back = [np.frombuffer(base64.b64decode(one["content"]["b64"]), dtype).reshape(one["shape"]) for one in parts]
     np.testing.assert_array_equal(np.stack(back), rows)
+
+
+def test_texts_and_rows_of_any_length_are_written_too(tmp_path: Path) -> None:
+    texts = np.array([["größe".encode()], [b""], [b'"a"\n\x00']], object)
+    ids = stacked([np.arange(size) for size in (1, 4, 2)])
+    write_input_data(tmp_path / "in.json", {"text": texts, "ids": ids})
+    steps = json.loads((tmp_path / "in.json").read_text())["data"]
+    assert [step["text"] for step in steps] == [["größe"], [""], ['"a"\n\x00']]
+    assert [step["ids"]["shape"] for step in steps] == [[1], [4], [2]]
+    with pytest.raises(DataError, match="input text: got bytes that are not UTF-8"):
+        write_input_data(tmp_path / "in.json", {"text": np.array([[b"\xff"]], object)})
 
 
 @given(

@@ -46,4 +46,4 @@ def test_pictures_that_break_their_decoder_are_left_out_of_the_rows(tmp_path: Pa
         (folder / name).write_bytes(data)
     with GrpcFront(fake_server()) as front:
         rows = different_rows(front.address, "digits_cascade", data=str(folder), repository=repository, at_most=3)
-    assert rows[:, 0, 0, 0].astype(int).tolist() == [4, 6]
+    assert rows["image"][:, 0, 0, 0].astype(int).tolist() == [4, 6]
