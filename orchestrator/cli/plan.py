@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from orchestrator.cli.console import DeriveOption, listed_names, new_table, print_json, progress, stdout_console
+from orchestrator.cli.plan_clock import ClockOptions, show_clock
 from orchestrator.cli.plan_pool import pool_from_records, restricted
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError, InfeasibleError
@@ -89,6 +90,27 @@ def plan(
         Path | None,
         typer.Option(help='Costs per row: {"cost": {"member": 1.5}, "unit": "ms"}. If none, the records\' own.'),
     ] = None,
+    timing: Annotated[
+        Path | None,
+        typer.Option(
+            help="Plan by the clock: timing.json of `committee time`, with --batch or --rate. Costs are ms."
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Offline: rows per call; deferred rows gather until they fill one.")
+    ] = None,
+    alone: Annotated[
+        bool,
+        typer.Option("--alone", help="With --batch: one call at a time, so that deferred rows do not gather."),
+    ] = False,
+    rate: Annotated[float | None, typer.Option(help="Online: rows per second, at random times.")] = None,
+    servers: Annotated[
+        int | None,
+        typer.Option(help="With --rate: machines that share it; 1 if none is given.", show_default=False),
+    ] = None,
+    cores: Annotated[
+        int | None, typer.Option(help="With --rate: cores of each; if none is given those of the timed machine.")
+    ] = None,
     allow_near_chance: Annotated[
         bool, typer.Option("--allow-near-chance", help="Write a plan too whose accuracy is near that of guessing.")
     ] = False,
@@ -129,14 +151,20 @@ def plan(
     Exit code 3 means that no plan does what was asked; --json then holds the best reachable one.
 
     Example: committee plan build/plan.npz --reference big_model --epsilon 0.01 --report build/report -o plan.json
+
+    By the clock: committee plan build/plan.npz --min-accuracy 0.95 --timing timing.json --batch 32 -o plan.json
     """
-    check_output(output, inputs=[records_path, cost])
+    check_output(output, inputs=[records_path, cost, timing])
+    clock = ClockOptions(timing=timing, batch=batch, alone=alone, rate=rate, servers=servers, cores=cores)
+    clock.check(cost=cost, impose_exits=impose_exits)
     if calibrate not in CALIBRATE:
         raise DataError("plan --calibrate", got=calibrate, expected=" or ".join(CALIBRATE))
     records = restricted(records_from_path(records_path), members)
     pool = pool_from_records(records, repository, name=name, cost=cost, derive=listed_names(derive))
     limits = dataclasses.replace(pool.spec.limits, member_timeout_ms=member_timeout_ms)
     base = dataclasses.replace(pool.spec, header_pattern=header_pattern, limits=limits)
+    base, pricing, on_clock = clock.applied(base, budget=max_mean_cost)
+    notes = [*pool.notes, *on_clock]
     budget = _budget(base, max_mean_cost, max_mean_cost_share)
     options = SearchOptions(
         combines=_words("--combine", combine, COMBINES),
@@ -144,6 +172,7 @@ def plan(
         seed=seed,
         calibrate=calibrate == "auto",
         gears=gears,
+        pricing=pricing,
     )
     if impose_exits is not None:
         goal_options = (min_accuracy, reference, epsilon, budget, max_worst_cost, max_stages, label_free or None)
@@ -182,14 +211,14 @@ def plan(
         write_plan_report(report, found, records)
         write_plan(output, found.spec)
     if as_json:
-        print_json(document_from_found(found, notes=[*on_chance, *pool.notes]))
+        print_json(document_from_found(found, notes=[*on_chance, *notes]))
     if isinstance(found, Infeasible):
         left = None if report is None else "no report was written"
         fix = "; ".join(text for text in (found.unmet.fix, left) if text is not None)
         raise InfeasibleError("plan", got=found.unmet.got, expected=found.unmet.expected, fix=fix or None)
     if not as_json:
         show_plan(found, output=output, report=report)
-    echo_notes(pool.notes)
+    echo_notes(notes)
 
 
 def _check_no_goal(options: Sequence[object], *, report: Path | None) -> None:
@@ -236,7 +265,7 @@ def document_from_found(found: PlanResult | Infeasible, *, notes: Sequence[str] 
     """
     plan = found.best if isinstance(found, Infeasible) else found
     reason = found.unmet if isinstance(found, Infeasible) else found.fallback_reason
-    return {
+    document = {
         "feasible": isinstance(found, PlanResult),
         "plan": json.loads(json_from_cascade(plan.spec)),
         "accuracy": plan.accuracy,
@@ -249,6 +278,9 @@ def document_from_found(found: PlanResult | Infeasible, *, notes: Sequence[str] 
         "more_rows": None if reason is None else reason.more_rows,
         "notes": list(notes),
     }
+    # Beside the plan, which has it too, because what is predicted is what was asked for.
+    timing = {} if plan.spec.fit is None else plan.spec.fit.extra.get("timing")
+    return {**document, "timing": timing} if timing else document
 
 
 def echo_notes(notes: Sequence[str]) -> None:
@@ -270,6 +302,8 @@ def show_plan(plan: PlanResult, *, output: Path | None, report: Path | None) -> 
         f"{noun} {plan.accuracy:.4f} on {spec.fit.rows} search rows{lower}; "
         f"mean cost {plan.mean_cost:,.6g} {spec.cost_unit}, worst {spec.worst_cost:,.6g}"
     )
+    if "timing" in extra:
+        show_clock(extra["timing"])
     if "guarantee" in extra:
         said = "{statement} ({losses} of {rows} certify rows {counted}, {method})".format(**extra["guarantee"])
         typer.echo(f"guarantee: {said}")

@@ -9,6 +9,7 @@ The table of subsets is computed once and searched many times:
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from orchestrator.decision import Accumulator, Combiner, confidence_score
 from orchestrator.decision.combine import scaled_logits
 from orchestrator.decision.exit_rule import exits
 from orchestrator.decision.scores import agreement
+from orchestrator.planner.pricing import CostPerRow, Prices, Pricing, Subset
 from orchestrator.planner.records import Records
 from orchestrator.progress import Advance, no_advance
 from orchestrator.spec import CascadeSpec, Member, Stage
@@ -28,7 +30,6 @@ from orchestrator.spec.processor import core_count
 
 F32 = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
-Subset = tuple[int, ...]
 
 # Sums of decimals that a person would call equal must not be told apart by their last bit.
 COST_TOLERANCE = 1e-12
@@ -48,6 +49,7 @@ class SubsetTable:
         labels: mode -> int32 (subsets, n); modes are combine modes, with `last` kept as `mean_prob`.
         scores: (mode, score) -> float32 (subsets, n); `agreement` is derived from `tops`.
         tops: int32 (n, m), every member's own answer.
+        pricing: what asking members costs.
     """
 
     pool: tuple[Member, ...]
@@ -55,6 +57,7 @@ class SubsetTable:
     labels: dict[str, Labels]
     scores: dict[tuple[str, str], F32]
     tops: Labels
+    pricing: Pricing = field(default_factory=CostPerRow)
 
     @property
     def rows(self) -> int:
@@ -65,6 +68,11 @@ class SubsetTable:
     def costs(self) -> tuple[float, ...]:
         """Cost per row of each member."""
         return tuple(member.cost for member in self.pool)
+
+    @functools.cached_property
+    def prices(self) -> Prices:
+        """What stages of the pool cost on these rows."""
+        return self.pricing.prices(self.pool, self.rows)
 
     def take(self, rows: npt.NDArray[np.intp]) -> "SubsetTable":
         """The table of some of the rows, which may repeat."""
@@ -116,6 +124,7 @@ def table_from_records(
     *,
     combines: Sequence[str] = ("mean_logit",),
     scores: Sequence[str] = ("max_prob",),
+    pricing: Pricing | None = None,
     advance: Advance = no_advance,
     workers: int | None = None,
 ) -> SubsetTable:
@@ -141,6 +150,7 @@ def table_from_records(
         labels={mode: np.zeros(shape, np.int32) for mode in modes},
         scores={(mode, score): np.zeros(shape, np.float32) for mode in modes for score in wanted},
         tops=np.zeros((records.rows, len(pool)), np.int32),
+        pricing=pricing or CostPerRow(),
     )
     step = chunk_rows(records.classes)
     jobs = [(mode, slice(at, at + step)) for mode in modes for at in range(0, records.rows, step)]
@@ -332,12 +342,14 @@ class TableAnswers:
     Args:
         stage: where each row is answered, intp (n,).
         label: its answer, int32 (n,).
+        reached: rows that get to each stage.
         exit_share: share of rows answered at each stage.
         mean_cost: cost per row.
     """
 
     stage: npt.NDArray[np.intp]
     label: npt.NDArray[np.int32]
+    reached: tuple[int, ...]
     exit_share: tuple[float, ...]
     mean_cost: float
 
@@ -359,9 +371,16 @@ def answers_of(plan: CandidatePlan, table: SubsetTable) -> TableAnswers:
         label[done] = table.label(plan.combine, subset)[done]
         left &= ~done
     counts = np.bincount(stage, minlength=len(plan.stages))
-    share = tuple(float(count) / table.rows for count in counts)
-    total, spent = 0.0, 0.0
-    for group, part in zip(plan.stages, share, strict=True):
-        spent += sum(table.costs[place] for place in group)
-        total += part * spent
-    return TableAnswers(stage=stage, label=label, exit_share=share, mean_cost=total)
+    reached = tuple(int(count) for count in np.cumsum(counts[::-1])[::-1])
+    prices = table.prices
+    total = sum(
+        float(prices.stage(group, count, place=place))
+        for place, (group, count) in enumerate(zip(plan.stages, reached, strict=True))
+    )
+    return TableAnswers(
+        stage=stage,
+        label=label,
+        reached=reached,
+        exit_share=tuple(float(count) / table.rows for count in counts),
+        mean_cost=total / prices.scale / table.rows,
+    )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.planner.candidates import COST_TOLERANCE, CandidatePlan, answers_of
+from orchestrator.planner.candidates import COST_TOLERANCE, CandidatePlan, Ordering, answers_of
 from orchestrator.planner.goal import (
     ENSEMBLE,
     Goal,
@@ -28,6 +28,7 @@ from orchestrator.planner.goal import (
     wanted_orderings,
 )
 from orchestrator.planner.intervals import BOUNDS, fewest_rows, rate_at_least, tilt_at_most
+from orchestrator.planner.pricing import MOST_LOAD
 from orchestrator.planner.search import RIGHT, SearchResult, search
 from orchestrator.progress import Progress, no_progress
 from orchestrator.spec.shares import evenly_spread
@@ -239,10 +240,47 @@ def decide(
     if goal.certify and goal.is_relative and not goal.has_budget:
         measures[NOT_LOST] = search_rows.not_lost
     with progress("searching thresholds", len(orderings)) as advance:
-        limits = {"max_stages": goal.max_stages, "quantiles": options.quantiles}
-        result = search(table, orderings, measures=measures, advance=advance, **limits)
+        result = search(
+            table,
+            orderings,
+            measures=measures,
+            max_stages=goal.max_stages,
+            quantiles=options.quantiles,
+            advance=advance,
+        )
+    too_much = _too_high_a_rate(result, orderings, search_rows, goal, options)
+    if too_much is not None:
+        return too_much
     deciding = _Deciding(result, search_rows, certify_rows, goal, options)
     return deciding.best_in_budget() if goal.has_budget else deciding.cheapest()
+
+
+def _too_high_a_rate(
+    result: SearchResult, orderings: Sequence[Ordering], rows: MeasuredRows, goal: Goal, options: SearchOptions
+) -> Decision | None:
+    """What is the most, and by which plan, where no plan that is good enough carries the rate.
+
+    None where one does, and where none would be good enough at any rate.
+    """
+    loads, frontier = rows.table.prices.loads, result.frontiers[RIGHT]
+    wanted = rows_wanted(goal, rows) if goal.has_constraint and not goal.has_budget else 0.0
+    if loads is None or result.cheapest_at_accuracy(frontier, correct=wanted) is not None:
+        return None
+    limits: dict[str, Any] = {"max_stages": goal.max_stages, "quantiles": options.quantiles, "least_load": True}
+    least = search(rows.table, orderings, measures={RIGHT: rows.right}, **limits)
+    good = least.cheapest_at_accuracy(least.frontiers[RIGHT], correct=wanted)
+    if good is None and frontier:
+        return None
+    plan = good or least.frontiers[RIGHT][-1]
+    most = loads.rate * MOST_LOAD / least.mean_cost(plan)
+    names = " -> ".join("+".join(rows.table.pool[place].name for place in stage) for stage in plan.stages)
+    condition = f" with {goal.constraint}" if wanted and good is not None else ""
+    unmet = UnmetConstraint(
+        got=f"{loads.rate:g} rows/s",
+        expected=f"at most {most:.4g}, what {names} carries{condition} at {MOST_LOAD:.0%} of its capacity",
+        fix="plan for more `servers` or a lower `rate`",
+    )
+    return Decision(plan=plan, result=result, unmet=unmet)
 
 
 @dataclass(frozen=True)
@@ -407,7 +445,8 @@ class _Deciding:
         goal = self.goal
         if goal.reference in (None, ENSEMBLE):
             return math.inf
-        cost = next(member.cost for member in self.search_rows.table.pool if member.name == goal.reference)
-        if goal.max_worst_cost is not None and cost > goal.max_worst_cost:
+        table = self.search_rows.table
+        place = [member.name for member in table.pool].index(str(goal.reference))
+        if goal.max_worst_cost is not None and table.pool[place].cost > goal.max_worst_cost:
             return math.inf
-        return cost * (1 - COST_TOLERANCE) * self.result.rows * self.result.cost_scale
+        return float(table.prices.stage((place,), table.rows, place=0)) * (1 - COST_TOLERANCE)

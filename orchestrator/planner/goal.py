@@ -12,12 +12,12 @@ from orchestrator.planner.candidates import (
     CandidatePlan,
     Labels,
     Ordering,
-    Subset,
     SubsetTable,
     mode_of,
     orderings_of,
     table_from_records,
 )
+from orchestrator.planner.pricing import Pricing, Subset
 from orchestrator.planner.records import Records
 from orchestrator.planner.search import QUANTILES
 from orchestrator.progress import Advance, no_advance
@@ -40,6 +40,7 @@ class SearchOptions:
         seed: of the split into rows that search and rows that certify.
         calibrate: whether temperatures are tried.
         gears: cheaper threshold vectors wanted beside the plan's own, for overload.
+        pricing: what plans cost; None takes the members' costs per row.
     """
 
     combines: tuple[str, ...] = ("mean_logit",)
@@ -49,6 +50,7 @@ class SearchOptions:
     seed: int = 0
     calibrate: bool = True
     gears: int = 0
+    pricing: Pricing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +238,14 @@ def rows_from_records(
     goal: Goal, base: CascadeSpec, records: Records, options: SearchOptions, *, advance: Advance = no_advance
 ) -> MeasuredRows:
     """The records' rows with the answers of every subset of the pool; see `table_from_records` for `advance`."""
-    table = table_from_records(base, records, combines=options.combines, scores=options.scores, advance=advance)
+    table = table_from_records(
+        base,
+        records,
+        combines=options.combines,
+        scores=options.scores,
+        pricing=options.pricing,
+        advance=advance,
+    )
     return measured_rows(goal, table, records, combine=options.combines[0])
 
 

@@ -13,9 +13,11 @@ from orchestrator.errors import DataError, first_few
 from orchestrator.planner.calibration import CalibrationResult, calibrate
 from orchestrator.planner.candidates import CandidatePlan, answers_of, in_cost_order, mode_of
 from orchestrator.planner.certify import Decision, UnmetConstraint, decide
+from orchestrator.planner.clock import ClockPricing
 from orchestrator.planner.dataset_split import DatasetSplit, kept_origin, records_of_rows, split_from_ids
 from orchestrator.planner.goal import ENSEMBLE, Goal, MeasuredRows, SearchOptions, rows_from_records
 from orchestrator.planner.intervals import clopper_pearson
+from orchestrator.planner.predict import Alternative, alternatives_of, facts_of, predict, priced
 from orchestrator.planner.records import Records, random_members
 from orchestrator.planner.replay import exits_and_cost, replay
 from orchestrator.planner.search import RIGHT, SearchResult, gears_of
@@ -179,9 +181,14 @@ def plan_from_records(
     with progress("combining members", modes * records.rows) as advance:
         rows = rows_from_records(goal, base, records, options, advance=advance)
     search_rows = rows.take(split.search)
-    decision = decide(search_rows, rows.take(split.certify), goal, options, progress=progress)
+    certify_rows = rows.take(split.certify)
+    decision = decide(search_rows, certify_rows, goal, options, progress=progress)
     origin = _Origin(base, records, split, calibration, goal, options)
-    result = _result(decision, search_rows, origin)
+    alternatives: tuple[Alternative, ...] = ()
+    if isinstance(options.pricing, ClockPricing) and decision.unmet is None:
+        given = (decision.plan, search_rows, certify_rows, goal, options, options.pricing)
+        alternatives = alternatives_of(*given)
+    result = _result(decision, search_rows, origin, alternatives)
     if decision.unmet is not None:
         return Infeasible(best=result, unmet=decision.unmet)
     return _with_gears(result, decision.plan, search_rows, options, labelled=not goal.label_free)
@@ -223,10 +230,13 @@ def _settled(goal: Goal, base: CascadeSpec, records: Records, *, random_weights:
     return goal
 
 
-def _result(decision: Decision, rows: MeasuredRows, origin: _Origin) -> PlanResult:
+def _result(
+    decision: Decision, rows: MeasuredRows, origin: _Origin, alternatives: Sequence[Alternative]
+) -> PlanResult:
     """The plan with its numbers on the search part."""
     plan, table = decision.plan, rows.table
     answers = answers_of(plan, table)
+    pricing = origin.options.pricing
     spec = dataclasses.replace(
         origin.base,
         stages=spec_stages(plan, table.pool),
@@ -239,6 +249,10 @@ def _result(decision: Decision, rows: MeasuredRows, origin: _Origin) -> PlanResu
     few = origin.split.search[:REPLAYED_ROWS]
     replayed = replay(spec, records_of_rows(origin.records, few, spec.members)).label
     assert np.array_equal(replayed, answers.label[: len(few)]), f"{spec.name}: replay differs from the search"
+    extra: dict[str, Any] = {}
+    if isinstance(pricing, ClockPricing):
+        spec = priced(spec, plan, table)
+        extra["timing"] = facts_of(predict(plan, table, pricing), alternatives, pricing)
     right = int(rows.right(answers.label).sum())
     accuracy = right / table.rows
     exit_share, mean_cost = exits_and_cost(spec, answers.stage)
@@ -252,7 +266,7 @@ def _result(decision: Decision, rows: MeasuredRows, origin: _Origin) -> PlanResu
         accuracy_ci95=clopper_pearson(right, table.rows) if known else None,
         exit_share=exit_share,
         mean_cost=mean_cost,
-        extra=_extra(decision, origin, agreement=accuracy),
+        extra=_extra(decision, origin, agreement=accuracy) | extra,
     )
     return PlanResult(
         spec=dataclasses.replace(spec, fit=fit),

@@ -11,7 +11,7 @@ With V_i 1 where a row is correct if it is answered at stage i and 0 where it is
 meaning that its first i bins are at most j_1..j_i, the number of correct rows telescopes:
 
     correct(j) = sum V_0 + sum over i of the sum of (V_i - V_i-1) over the rows deferred by j_1..j_i
-    cost(j)    = n c_0   + sum over i of c_i times the number of rows deferred by j_1..j_i
+    cost(j)    = c_0(n)  + sum over i of c_i(the number of rows deferred by j_1..j_i), see pricing.py
 
 Each inner sum is a cumulative sum, along every axis, of a joint histogram of i bins. So 101 thresholds at each of
 three stages, a million tuples, cost one pass over the rows and a few over a million cells, exactly.
@@ -31,12 +31,12 @@ from orchestrator.planner.candidates import (
     CandidatePlan,
     Labels,
     Ordering,
-    Subset,
     SubsetTable,
     answers_of,
     candidate_from_ordering,
     mode_of,
 )
+from orchestrator.planner.pricing import MOST_LOAD, Subset
 from orchestrator.progress import Advance, no_advance
 from orchestrator.spec import Gear
 
@@ -48,8 +48,8 @@ RIGHT = "right"
 QUANTILES = 100
 Bins = npt.NDArray[np.int16]
 Counts = npt.NDArray[np.int32]
-# Whole numbers up to here are exact in float64.
-EXACT = float(1 << 53)
+# Whole numbers per unit of load.
+LOAD_SCALE = float(1 << 32)
 # Kernel rounding moves scores by about 1e-6 with the batch size; a threshold this far from any score flips no row.
 MIN_GAP = 2e-5
 
@@ -82,48 +82,23 @@ def bins_from_scores(score: npt.NDArray[np.float32], thresholds: npt.NDArray[np.
     return np.searchsorted(thresholds, score, side="right").astype(np.int16)
 
 
-def integers_from_costs(costs: Sequence[float], rows: int) -> tuple[npt.NDArray[np.float64], float]:
-    """Costs as whole numbers, so that sums over so many rows are exact and equal costs are equal.
-
-    They are float64 (m,), and come with how many of them make one unit of cost.
-    """
-    values = np.asarray(costs, np.float64)
-    total = float(values.sum()) * max(rows, 1)
-    for digits in range(10):
-        scale = 10.0**digits
-        if total * scale >= EXACT:
-            break
-        scaled = values * scale
-        # Relative, so that nothing but 0 becomes 0.
-        if np.all(np.abs(scaled - np.round(scaled)) <= 1e-9 * scaled):
-            return np.round(scaled), scale
-    # No short decimals: rounding to the finest unit that fits changes a cost by less than float64 does in a sum.
-    scale = 1.0 if total == 0 else 2.0 ** math.floor(math.log2(EXACT / total))
-    return np.round(values * scale), scale
-
-
 def totals_of_tuples(
-    bins: Sequence[Bins],
-    sizes: Sequence[int],
-    *,
-    correct: Sequence[Sequence[npt.NDArray[np.int8]]],
-    costs: Sequence[float],
-) -> tuple[list[Counts], npt.NDArray[np.float64]]:
+    bins: Sequence[Bins], sizes: Sequence[int], *, correct: Sequence[Sequence[npt.NDArray[np.int8]]]
+) -> tuple[list[Counts], list[Counts]]:
     """Totals of every tuple of thresholds.
 
     Args:
         bins: int16 (n,) per group but the last.
         sizes: thresholds per group but the last, q_i; index q_i stands for never.
         correct: per measure, int8 (n,) per group: 1 where the group's answer counts as correct.
-        costs: per group, whole numbers.
 
     Returns:
-        int32 (q_0 + 1, q_1 + 1, ...) per measure: correct rows; and float64 of the same shape: total cost.
+        int32 (q_0 + 1, q_1 + 1, ...) per measure: correct rows; and per group i but the first, int32
+        (q_0 + 1, ..., q_i-1 + 1): the rows that reach it.
     """
-    rows = len(correct[0][0])
     totals: list[Any] = [np.int32(groups[0].sum(dtype=np.int64)) for groups in correct]
-    cost: Any = np.float64(rows * costs[0])
-    flat = np.zeros(rows, np.intp)
+    reached: list[Counts] = []
+    flat = np.zeros(len(correct[0][0]), np.intp)
     shape: tuple[int, ...] = ()
     for place, (part, size) in enumerate(zip(bins, sizes, strict=True)):
         shape = (*shape, size + 1)
@@ -132,9 +107,8 @@ def totals_of_tuples(
             change = (groups[place + 1] - groups[place]).astype(np.float64)
             moved = _below(np.bincount(flat, weights=change, minlength=math.prod(shape)), shape)
             totals[measure] = totals[measure][..., None] + moved
-        deferred = _below(np.bincount(flat, minlength=math.prod(shape)), shape)
-        cost = cost[..., None] + deferred * np.float64(costs[place + 1])
-    return [np.asarray(total, np.int32) for total in totals], np.asarray(cost, np.float64)
+        reached.append(_below(np.bincount(flat, minlength=math.prod(shape)), shape))
+    return [np.asarray(total, np.int32) for total in totals], reached
 
 
 def _below(histogram: npt.NDArray[Any], shape: tuple[int, ...]) -> Counts:
@@ -194,10 +168,15 @@ def search(
     measures: Mapping[str, Measure],
     max_stages: int = 4,
     quantiles: int = QUANTILES,
+    least_load: bool = False,
     advance: Advance = no_advance,
 ) -> SearchResult:
-    """Frontiers, one per measure, of all orderings and all their thresholds; of equal plans the first one wins."""
-    scan = _Scan(table, measures, quantiles=quantiles, max_stages=max_stages)
+    """Frontiers, one per measure, of all orderings and all their thresholds; of equal plans the first one wins.
+
+    Plans that cannot carry the rate they are priced for are left out. With `least_load` all are looked at, and
+    their cost is their load.
+    """
+    scan = _Scan(table, measures, quantiles=quantiles, max_stages=max_stages, least_load=least_load)
     frontiers = {key: Frontier(table.rows) for key in measures}
     for number, ordering in enumerate(orderings):
         totals, cost, allowed = scan.tuples(ordering)
@@ -275,13 +254,22 @@ class _Scan:
     """Looks at one ordering after another; keeps grids, bins and correct rows of subsets that orderings share."""
 
     def __init__(
-        self, table: SubsetTable, measures: Mapping[str, Measure], *, quantiles: int, max_stages: int
+        self,
+        table: SubsetTable,
+        measures: Mapping[str, Measure],
+        *,
+        quantiles: int,
+        max_stages: int,
+        least_load: bool,
     ) -> None:
         self._table = table
         self._measures = measures
         self._quantiles = quantiles
         self._max_stages = max_stages
-        self._costs, self.cost_scale = integers_from_costs(table.costs, table.rows)
+        self._prices = table.prices
+        self._least_load = least_load
+        # A load is a mean over the rows already.
+        self.cost_scale = LOAD_SCALE / table.rows if least_load else table.prices.scale
         self._grids: dict[tuple[str, str, Subset, Subset], tuple[npt.NDArray[np.float32], Bins]] = {}
         self._measured: dict[tuple[str, str, Subset], npt.NDArray[np.int8]] = {}
 
@@ -292,17 +280,23 @@ class _Scan:
         stages = range(len(ordering.groups))
         grids = [self._grid(ordering, stage) for stage in stages[:-1]]
         sizes = [len(thresholds) for thresholds, _ in grids]
-        totals, cost = totals_of_tuples(
+        totals, reached = totals_of_tuples(
             [bins for _, bins in grids],
             sizes,
             correct=[
                 [self._correct(key, ordering.combine, ordering.subset(stage)) for stage in stages]
                 for key in self._measures
             ],
-            costs=[float(sum(self._costs[place] for place in group)) for group in ordering.groups],
         )
         allowed = tuples_allowed(sizes, max_stages=self._max_stages, may_never_exit=ordering.may_never_exit)
-        return totals, cost, allowed
+        if self._prices.loads is None:
+            return totals, self._prices.cells(ordering.groups, reached), allowed
+        load = self._prices.load_cells(ordering.groups, reached)
+        if self._least_load:
+            return totals, np.round(load * LOAD_SCALE), allowed
+        carried = load <= MOST_LOAD
+        allowed = carried if allowed is None else allowed & carried
+        return totals, self._prices.cells(ordering.groups, reached), allowed
 
     def candidate(self, ordering: Ordering, cell: int, *, correct: int, integer_cost: float) -> CandidatePlan:
         """The plan of a tuple of thresholds, given by its flat index."""
@@ -347,11 +341,12 @@ def gears_of(
     ordering = Ordering(combine=plan.combine, score=plan.score, groups=plan.stages)
     result = search(table, [ordering], measures={RIGHT: right}, max_stages=len(plan.stages), quantiles=quantiles)
     same = [one for one in result.frontiers[RIGHT] if one.stages == plan.stages]
-    top, floor = answers_of(plan, table).mean_cost, sum(table.costs[place] for place in plan.stages[0])
+    lowest = dataclasses.replace(plan, thresholds=(0.0,) * len(plan.thresholds))
+    top, floor = (answers_of(one, table).mean_cost for one in (plan, lowest))
     wanted = (top - (top - floor) * step / count for step in range(1, count))
     found = [result.best_at_cost(same, max_mean_cost=cost) for cost in wanted]
     # No score is below 0, so the last gear asks stage 0 only, whatever the grid can reach.
-    found.append(dataclasses.replace(plan, thresholds=(0.0,) * len(plan.thresholds)))
+    found.append(lowest)
     gears: list[Gear] = []
     for one in found:
         gear = None if one is None else _gear(one, table, right)

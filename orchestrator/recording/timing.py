@@ -5,7 +5,6 @@ Members are asked in this process or on a server, in the way in which they are r
 
 import contextlib
 import os
-import platform
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,10 +23,9 @@ from orchestrator.recording.job import RecordOptions, source_for
 from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.spec import CascadeSpec, Member, Stage
 from orchestrator.spec.cascade import UNKNOWN_INPUT
-from orchestrator.spec.processor import core_count, processor_name
 from orchestrator.spec.rows import AnyRows, Array, numpy_dtype, rows_at
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
-from orchestrator.spec.timing import CallTime, MemberTiming, TimedMachine, Timing
+from orchestrator.spec.timing import CallTime, MemberTiming, Timing, machine_here
 from orchestrator.spec.validation import MOST_ROWS, Faults
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -109,11 +107,6 @@ def call_time(batch: int, figures: Floats) -> CallTime:
     """Median and quartiles over the rounds, of milliseconds; differences below 0 are none."""
     low, middle, high = (float(f"{max(part, 0.0):.6g}") for part in np.quantile(figures, (0.25, 0.5, 0.75)))
     return CallTime(batch=batch, ms=middle, low_ms=low, high_ms=high)
-
-
-def machine_timed() -> TimedMachine:
-    """This machine."""
-    return TimedMachine(cpu=processor_name(), cores=core_count(), platform=platform.platform())
 
 
 def made_rows(info: ModelInfo, count: int, *, length: int) -> dict[str, Array]:
@@ -221,7 +214,7 @@ def _timing(timed: Sequence[_TimedMember], options: TimeOptions, *, is_served: b
     own = sorted({batch for name, batch in found if name == _FIRST})
     return Timing(
         asked=timed[0].pool.asked,
-        machine=machine_timed(),
+        machine=machine_here(),
         members=tuple(_member_timing(one, found) for one in timed),
         rounds=options.rounds,
         threads=None if is_served else options.threads,

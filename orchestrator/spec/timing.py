@@ -7,6 +7,7 @@ close where that bends slowly. Nothing is guessed outside the measured batches.
 
 import dataclasses
 import itertools
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import SpecError, repeated, shown
 from orchestrator.spec.documents import json_from_text, text_from_json, text_of_file
+from orchestrator.spec.processor import core_count, processor_name
 from orchestrator.spec.validation import (
     MOST_COUNTED,
     MOST_INSTANCES,
@@ -110,6 +112,11 @@ class TimedMachine:
     def words(self) -> str:
         """In a few words."""
         return f"{self.cpu}, {self.cores} cores"
+
+
+def machine_here() -> TimedMachine:
+    """The machine this runs on."""
+    return TimedMachine(cpu=processor_name(), cores=core_count(), platform=platform.platform())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from orchestrator.planner.candidates import (
 )
 from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.plan import PlanResult, plan_from_records, spec_stages
+from orchestrator.planner.pricing import integers_from_costs
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.planner.search import (
@@ -23,7 +24,6 @@ from orchestrator.planner.search import (
     Frontier,
     SearchResult,
     bins_from_scores,
-    integers_from_costs,
     search,
     thresholds_from_scores,
 )

@@ -1,0 +1,293 @@
+"""Cost in time: milliseconds by the batches that a plan's stages see.
+
+- Offline (`batch`) rows that are deferred gather until they fill a batch, so every stage sees full ones. With
+  `alone` one request of so many rows is served at a time and nothing gathers: of B rows each goes on with the
+  probability of its stage's reach, and the time is the mean over that binomial number, 0 where none does.
+- Online (`rate`) a batch is what came while the one before it ran, at least one row. For Poisson arrivals of rate
+  r and a call of t(b) that is b = x + exp(-x) rows on average, with x = r t(b): the least fixed point.
+  The load of a stage is its share of the most it could carry, in batches of the best size.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import gammaln, xlog1py, xlogy
+
+from orchestrator.errors import DataError
+from orchestrator.planner.pricing import Loads, Prices, finest_scale
+from orchestrator.spec import Member
+from orchestrator.spec.timing import CallTime, MemberTiming, Timing, machine_here, ms_of_calls
+from orchestrator.spec.validation import MOST_ROWS, Faults
+
+Floats = npt.NDArray[np.float64]
+# The iteration climbs from below and ends where it no longer moves; near full load it needs many steps.
+_STEPS, _STILL = 500, 1e-6
+# Reaches at once in the table of binomial means.
+_CHUNK = 2048
+# A budget so many times what all members together take is in another unit.
+_OTHER_UNIT = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """How rows come: in batches offline, or as a rate online; one of both.
+
+    Args:
+        batch: rows per call.
+        alone: whether one such call is served at a time, so that nothing gathers.
+        rate: rows per second.
+        servers: machines that share them evenly.
+        cores: of each machine; None takes those of the machine that was timed.
+
+    Raises:
+        SpecError: values out of range, or arguments that contradict each other, keyed by argument.
+    """
+
+    batch: int | None = None
+    alone: bool = False
+    rate: float | None = None
+    servers: int = 1
+    cores: int | None = None
+
+    def __post_init__(self) -> None:
+        faults = Faults("plan", of_arguments=True)
+        given = [f"`{name}`" for name in ("batch", "rate") if getattr(self, name) is not None]
+        text = f"got {' and '.join(given) or 'neither'}, expected one of `batch` and `rate`"
+        faults.check("timing", len(given) == 1, text)
+        if self.batch is not None:
+            faults.integer("batch", self.batch, low=1, high=MOST_ROWS)
+        if self.rate is not None:
+            faults.positive("rate", self.rate)
+            faults.check("alone", not self.alone, "got `rate`, expected `batch`: at a rate rows gather")
+        else:
+            text = "got no `rate`, expected one: `servers` and `cores` say what carries it"
+            faults.check("servers", self.servers == 1 and self.cores is None, text)
+        faults.integer("servers", self.servers, low=1, high=MOST_ROWS)
+        if self.cores is not None:
+            faults.integer("cores", self.cores, low=1, high=MOST_ROWS)
+        faults.close()
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.rate is not None:
+            many = "one server" if self.servers == 1 else f"{self.servers} servers"
+            return f"{self.rate:g} rows/s on {many}"
+        return f"batches of {self.batch}" + (", one at a time" if self.alone else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockPricing:
+    """Every row costs milliseconds, by the batches that the stages see.
+
+    Args:
+        timing: of every member of the pool.
+        load: how rows come.
+
+    Raises:
+        DataError: the load needs batches that were not measured.
+    """
+
+    timing: Timing
+    load: Load
+
+    def __post_init__(self) -> None:
+        most = self.load.batch or 1
+        fewest = most if self.load.batch is not None and not self.load.alone else 1
+        runtime = [self.timing.first_stage, self.timing.later_stage]
+        known = [(one.calls[0].batch, one.largest) for one in self.timing.members]
+        known += [(calls[0].batch, calls[-1].batch) for calls in runtime if calls]
+        low, high = max(first for first, _ in known), min(last for _, last in known)
+        if low > fewest or high < most:
+            upper = "any" if high == MOST_ROWS else high
+            raise DataError(
+                f"timing for {self.load.text}",
+                got=f"batches of {low} to {upper}",
+                expected=f"batches of {fewest} to {most}" if fewest < most else f"batches of {fewest} too",
+                fix="time the members with such `time.batches`",
+            )
+
+    def prices(self, pool: Sequence[Member], rows: int) -> Prices:
+        """See `Pricing`."""
+        share = np.arange(rows + 1) / max(rows, 1)
+        members, first, later = [], [], []
+        for one in (self.timing.by_name[member.name] for member in pool):
+            weights = self._weights(one, share)
+            members.append(weights.mean_ms(one.ms) * rows)
+            later.append(weights.mean_ms(functools.partial(ms_of_calls, self.timing.later_stage)) * rows)
+            first.append(weights.mean_ms(functools.partial(ms_of_calls, self.timing.first_stage))[-1] * rows)
+        most = sum(float(part.max()) for part in (*members, *later)) + max(first)
+        scale = finest_scale(most)
+        return Prices(
+            members=np.round(np.array(members) * scale),
+            scale=scale,
+            first=np.round(np.array(first) * scale),
+            later=np.round(np.array(later) * scale),
+            loads=None if self.load.rate is None else self._loads(pool),
+        )
+
+    def ms_alone(self, name: str) -> float:
+        """Milliseconds per row of a member that every row is asked of, without the runtime's."""
+        one = self.timing.by_name[name]
+        return float(self._weights(one, np.ones(1)).mean_ms(one.ms)[0])
+
+    def batch(self, name: str, share: float) -> float:
+        """Mean rows of a call of a member that this share of the rows reaches; of calls with any."""
+        return self._weights(self.timing.by_name[name], np.array([share])).mean_batch
+
+    def best_ms(self, calls: Sequence[CallTime]) -> float:
+        """Milliseconds per row in batches of the best size."""
+        # Between two measured batches time per row only falls, or only rises.
+        return min((call.ms / call.batch for call in calls), default=0.0)
+
+    @property
+    def cores(self) -> int:
+        """Of each server."""
+        return self.load.cores or self.timing.machine.cores
+
+    def _weights(self, one: MemberTiming, share: Floats) -> "_Batches":
+        load = self.load
+        if load.rate is not None:
+            per_ms = load.rate / load.servers / one.instances / 1000
+            return _Batches(share=share, sizes=gathered(one, per_ms * share, busy=self._stage_ms(one, share)))
+        assert load.batch is not None
+        if load.alone:
+            return _Batches(share=share, sizes=None, binomial=load.batch)
+        return _Batches(share=share, sizes=np.full(share.shape, float(load.batch)))
+
+    def _stage_ms(self, one: MemberTiming, share: Floats) -> Callable[[Floats], Floats]:
+        """How long a stage of the member is busy with a batch; where all rows come it is the first one."""
+        first, later = self.timing.first_stage, self.timing.later_stage
+
+        def busy(batch: Floats) -> Floats:
+            beside = np.where(share < 1, ms_of_calls(later, batch), ms_of_calls(first, batch))
+            return np.asarray(one.ms(batch) + beside, np.float64)
+
+        return busy
+
+    def _loads(self, pool: Sequence[Member]) -> Loads:
+        assert self.load.rate is not None
+        per_ms = self.load.rate / self.load.servers / 1000
+        timed = [self.timing.by_name[member.name] for member in pool]
+        busy = np.array([per_ms * self.best_ms(one.calls) for one in timed])
+        instances = np.array([one.instances for one in timed])
+        first, later = (
+            per_ms * self.best_ms(calls) for calls in (self.timing.first_stage, self.timing.later_stage)
+        )
+        return Loads(
+            rate=self.load.rate,
+            members=busy / instances,
+            member_cores=busy * (self.timing.threads or 1) / self.cores,
+            runtime=(first, later),
+            runtime_cores=(first / self.cores, later / self.cores),
+        )
+
+
+def gathered(one: MemberTiming, per_ms: Floats, *, busy: Callable[[Floats], Floats]) -> Floats:
+    """Mean batches of a member that rows come to at such rates, float64 (s,): what came while its stage was busy.
+
+    `busy` is how many milliseconds the stage takes for each of such batches.
+    """
+    limit = min(one.max_batch_size or MOST_ROWS, one.calls[-1].batch)
+    batch = np.ones(per_ms.shape)
+    for _ in range(_STEPS):
+        came = per_ms * busy(batch)
+        following = np.clip(came + np.exp(-came), 1.0, limit)
+        if np.all(np.abs(following - batch) <= _STILL * batch):
+            break
+        batch = following
+    return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batches:
+    """Which batches a stage sees, for every share of the rows, float64 (s,), that may reach it.
+
+    Args:
+        sizes: float64 (s,), the one size; None where it is binomial.
+        binomial: rows of a request, each of which reaches the stage with the probability of its share.
+    """
+
+    share: Floats
+    sizes: Floats | None
+    binomial: int = 0
+
+    def mean_ms(self, ms: Callable[[Floats], Floats]) -> Floats:
+        """Mean milliseconds per row of all rows, float64 (s,); `ms` is the time of a call of so many."""
+        if self.sizes is not None:
+            return np.asarray(self.share * ms(self.sizes) / self.sizes, np.float64)
+        sizes = np.arange(self.binomial + 1, dtype=np.float64)
+        times, found = ms(sizes), np.empty(self.share.shape)
+        for at in range(0, len(self.share), _CHUNK):
+            found[at : at + _CHUNK] = binomial_shares(self.binomial, self.share[at : at + _CHUNK]) @ times
+        return found / self.binomial
+
+    @property
+    def mean_batch(self) -> float:
+        """Mean rows of a call, of the first share; 0 where nothing comes."""
+        if self.sizes is not None:
+            return float(self.sizes[0]) if self.share[0] > 0 else 0.0
+        none = float(binomial_shares(self.binomial, self.share[:1])[0, 0])
+        return float(self.binomial * self.share[0] / (1 - none)) if none < 1 else 0.0
+
+
+def binomial_shares(count: int, share: Floats) -> Floats:
+    """Probabilities of 0 to `count` rows where each comes with such a probability, float64 (s, count + 1)."""
+    many = np.arange(count + 1, dtype=np.float64)
+    ways = gammaln(count + 1) - gammaln(many + 1) - gammaln(count - many + 1)
+    some, none = xlogy(many, share[:, None]), xlog1py(count - many, -share[:, None])
+    return np.asarray(np.exp(ways + some + none), np.float64)
+
+
+def clock_for(
+    timing: Timing, load: Load, members: Sequence[str], *, hashes: Mapping[str, str | None], budget: float | None
+) -> ClockPricing:
+    """The pricing of these members, once it is sure that their times are theirs.
+
+    Args:
+        timing: what was measured, of these members and maybe others.
+        load: how rows come.
+        members: names of the pool.
+        hashes: of the members' model files, None where nothing says.
+        budget: a limit of a row's cost that was asked for; None where none was.
+
+    Raises:
+        DataError: a member was not timed, or another file of it; the load needs batches that were not; the budget
+            cannot be milliseconds.
+    """
+    known = timing.by_name
+    if missing := [name for name in members if name not in known]:
+        raise DataError(
+            "timing",
+            got=f"times of {', '.join(known)}, none of {', '.join(missing)}",
+            expected="times of every member",
+            fix="time them with `committee time`, or leave them out with `members`",
+        )
+    for name in members:
+        timed, here = known[name].sha256, hashes.get(name)
+        if timed is not None and here is not None and timed != here:
+            got = f"times of a model file with sha256 {timed}"
+            raise DataError(f"timing of {name}", got=got, expected=here, fix="time the members again")
+    kept = dataclasses.replace(timing, members=tuple(known[name] for name in members))
+    pricing = ClockPricing(timing=kept, load=load)
+    most = sum(pricing.ms_alone(name) for name in members)
+    if budget is not None and most > 0 and budget > _OTHER_UNIT * most:
+        got, expected = f"{budget:g}", f"milliseconds per row: all members together take {most:.3g}"
+        raise DataError("plan, cost allowed", got=got, expected=expected, fix="MACs and milliseconds do not mix")
+    return pricing
+
+
+def notes_on_clock(timing: Timing, derived: Sequence[str]) -> list[str]:
+    """What a plan by this timing does not cover."""
+    here, notes = machine_here(), []
+    if not timing.is_served and (timing.machine.cpu, timing.machine.cores) != (here.cpu, here.cores):
+        notes.append(
+            f"timed on {timing.machine.words}, not on this machine ({here.words}): the plan is for that one"
+        )
+    if derived:
+        notes.append(f"the time of {', '.join(derived)}, which makes tensors, is not counted")
+    return notes
