@@ -9,7 +9,7 @@ from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
 MOST_MODULES = 280
-MOST_LINES = 56_200
+MOST_LINES = 57_300
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:

@@ -84,7 +84,7 @@ def mean_ms(
         return 0.0
     if load.rate is not None:
         batch, rate = 1.0, load.rate / load.servers / 1000 * reach
-        for _ in range(2000):
+        for _ in range(400):
             came = rate * (asked[0] + beside[0] + (asked[1] + beside[1]) * batch)
             batch = min(max(came + math.exp(-came), 1.0), BATCHES[-1])
         return reach * (constant + slope * batch) / batch
