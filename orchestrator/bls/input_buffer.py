@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.rows import AnyRows, Rows, RowTensors
-from orchestrator.spec import CascadeSpec
+from orchestrator.spec import CascadeSpec, RowTensor
 
 Index = npt.NDArray[np.intp]
 
@@ -24,14 +24,24 @@ class Room(NamedTuple):
         return not in_table or (has_bytes and in_table + rows <= self.rows)
 
 
+# Differences of lengths stand above the bucket in a row's number.
+_SPREAD = np.int64(1 << 40)
+
+
 class Buckets:
-    """Which rows may share a batch: those whose lengths lie in the same buckets."""
+    """Which rows may share a batch: those whose lengths lie in the same buckets.
+
+    A request may bring tensors of unlike lengths, such as ids that are longer than their mask. Every tensor is
+    padded to its own longest row, so beside others the mask would be as long as the ids, and the row would be
+    answered instead of refused. Such rows share a batch with rows of the same differences alone.
+    """
 
     def __init__(self, spec: CascadeSpec) -> None:
         self._tensors = [one for one in spec.tensors.values() if one.buckets]
+        self._brought = [one for one in spec.inputs if one.length_axis is not None]
 
     def __bool__(self) -> bool:
-        return bool(self._tensors)
+        return bool(self._tensors) or len(self._brought) > 1
 
     def codes(self, rows: RowTensors, names: Sequence[str]) -> npt.NDArray[np.int64] | None:
         """A number per row, (n,), the same for rows that may share a batch; None where all may.
@@ -39,15 +49,28 @@ class Buckets:
         Rows of which a tensor is not known yet have a bucket of their own for it.
         """
         found: npt.NDArray[np.int64] | None = None
+        lengths = {
+            tensor.name: _lengths(rows.columns[tensor.name], tensor)
+            for tensor in (*self._tensors, *self._brought)
+            if tensor.name in names and tensor.name in rows.columns
+        }
         for tensor in self._tensors:
-            column = rows.columns.get(tensor.name) if tensor.name in names else None
-            if column is not None:
-                axis = tensor.length_axis
-                assert axis is not None, "only lengths that vary have buckets"
-                lengths = np.array([-1 if row is None else row.shape[axis] for row in column])
-                places = np.where(lengths < 0, 0, 1 + np.searchsorted(tensor.buckets, lengths))
+            if tensor.name in lengths:
+                own = lengths[tensor.name]
+                places = np.where(own < 0, 0, 1 + np.searchsorted(tensor.buckets, own))
                 found = places if found is None else found * (len(tensor.buckets) + 2) + places
+        brought = [lengths[one.name] for one in self._brought if one.name in lengths]
+        for number, other in enumerate(brought[1:]):
+            if (differs := other - brought[0]).any():
+                found = (0 if found is None else found) + differs * (_SPREAD + number)
         return found
+
+
+def _lengths(column: Rows, tensor: RowTensor) -> npt.NDArray[np.int64]:
+    """Of n rows, int64 (n,); -1 for one that is not known yet."""
+    axis = tensor.length_axis
+    assert axis is not None, "only lengths that vary are asked for"
+    return np.array([-1 if row is None else row.shape[axis] for row in column], np.int64)
 
 
 class InputBuffer:

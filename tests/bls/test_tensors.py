@@ -124,6 +124,30 @@ def test_batches_hold_rows_of_one_bucket_and_are_padded_to_the_longest(tmp_path:
         assert fake.total("committee_padding_values_total", member=name) == filling
 
 
+@pytest.mark.parametrize("has_buckets", [True, False])
+@pytest.mark.parametrize("hard", [False, True])
+def test_tensors_of_unlike_lengths_are_refused_beside_others_as_they_are_alone(
+    tmp_path: Path, has_buckets: bool, hard: bool
+) -> None:
+    spec = spec_of(LENGTHS)
+    if not has_buckets:
+        spec = dataclasses.replace(spec, inputs=tuple(dataclasses.replace(one, buckets=()) for one in spec.inputs))
+    row = HARD if hard else EASY
+    padded_by_client = tokens_of(np.stack([row]), [1])
+    # The mask says nothing of the last value, which is padding.
+    unlike = {**padded_by_client, "ids": np.pad(padded_by_client["ids"], ((0, 0), (0, 1)), constant_values=PAD)}
+    with loaded(tmp_path, server(LENGTHS), spec) as model:
+        ask_all(model, [asking(LENGTHS, HARD)])
+        for _ in range(3):
+            (alone,) = ask_all(model, [Request(unlike)])
+            # Members complain where ids and mask differ in shape.
+            others = [*rows_of_lengths(4, 1, 3), asking(LENGTHS, EASY)]
+            first, *good, last = ask_all(model, [Request(unlike), *others, Request(unlike)])
+            assert refusal(first) == refusal(last) == refusal(alone)
+            assert refusal(alone)[0] == TritonError.INVALID_ARG
+            assert [label(one) for one in good] == [[2]] * 3 + [[0]]
+
+
 def test_a_plan_of_one_tensor_has_no_metric_of_padding(tmp_path: Path) -> None:
     fake = FakeTriton({"small": lambda rows: rows[:, :K], "large": lambda rows: rows[:, K:]})
     with loaded(tmp_path, fake):
