@@ -24,7 +24,16 @@ AsJson = Annotated[
 def tokenizer(
     source: Annotated[str, Argument(metavar="SOURCE", help="hf:<hub id or folder>.", show_default=False)],
     output: Output = REPOSITORY,
-    name: Annotated[str | None, Option(help="Model name; None: tokenizer_ and the last part of SOURCE.")] = None,
+    name: Annotated[
+        str | None,
+        Option(help="Model name; None: tokenizer_ and the last part of SOURCE, _pair behind it for pairs."),
+    ] = None,
+    pair: Annotated[
+        bool,
+        Option(
+            "--pair", help="Rows are two texts, `text` and `text_pair`, as classifiers of pairs of sentences take."
+        ),
+    ] = False,
     max_length: Annotated[
         int | None, Option(min=1, max=MOST_SIZE, help="Most tokens of a text; None: as the tokenizer says.")
     ] = None,
@@ -48,7 +57,9 @@ def tokenizer(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a tokenizer as a Triton model: STRING [1] in; input_ids, attention_mask and token_type_ids out.
+    """Write a tokenizer as a Triton model: STRING [1] in, two with --pair; input_ids and other tensors out.
+
+    These are input_ids, attention_mask and token_type_ids, INT64 [-1]: what a member does not read is not made.
 
     The server's Python needs numpy and tokenizers; deploy/image/Dockerfile adds them to NVIDIA's image.
 
@@ -61,6 +72,7 @@ def tokenizer(
         model = tokenizer_model(
             source,
             name=name,
+            pair=pair,
             max_length=max_length,
             over_length=over_length,
             empty=empty,
@@ -134,6 +146,5 @@ def _write(repository: Path, model: DerivingModel, *, force: bool, as_json: bool
         return
     needed = ", ".join(f"{package} {version}" for package, version in manifest.packages.items())
     outputs = ", ".join(f"{one.name} {one.dtype} {list(one.dims)}" for one in manifest.outputs)
-    typer.echo(
-        f"{repository / model.name}: {what}; {model.input} STRING [1] -> {outputs}; {model.said}; needs {needed}"
-    )
+    inputs = ", ".join(f"{name} STRING [1]" for name in model.inputs)
+    typer.echo(f"{repository / model.name}: {what}; {inputs} -> {outputs}; {model.said}; needs {needed}")

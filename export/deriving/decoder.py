@@ -36,7 +36,7 @@ def decoder_model(
         name=name,
         derives="pictures",
         source=source,
-        input=ENCODED,
+        inputs=(ENCODED,),
         outputs=(PaddedTensor(name=row.name, dtype=row.dtype, dims=row.dims),),
         files={
             "derive.py": (SERVED / "pictures.py").read_bytes(),

@@ -20,7 +20,7 @@ OVER_LENGTH = ("truncate", "refuse")
 EMPTY = ("refuse", "keep")
 SIDES = ("right", "left")
 _SAID = {"truncate": "longer texts are cut", "refuse": "longer texts are refused"}
-TEXT = "text"
+TEXTS = ("text", "text_pair")  # as transformers calls a row's text, and the second one of a pair
 PACKAGES = ("tokenizers",)  # that the server needs besides numpy
 _EXPECTED = f"{tokens.TOKENIZER} and tokenizer_config.json, as save_pretrained writes them"
 # Larger numbers stand for a longest length that nobody has written down.
@@ -38,6 +38,7 @@ def tokenizer_model(
     source: str,
     *,
     name: str | None = None,
+    pair: bool = False,
     max_length: int | None = None,
     over_length: str = "truncate",
     empty: str = "refuse",
@@ -50,9 +51,10 @@ def tokenizer_model(
 
     Args:
         source: where it comes from.
-        name: of the model; None for "tokenizer_" and the last part of the source.
-        max_length: most tokens, special ones included; None for the tokenizer's own.
-        over_length: what becomes of texts of more tokens, one of OVER_LENGTH.
+        name: of the model; None for "tokenizer_" and the last part of the source, and "_pair" for pairs.
+        pair: whether rows are two texts, TEXTS, that go into one sequence of tokens.
+        max_length: most tokens of a row, special ones included; None for the tokenizer's own.
+        over_length: what becomes of rows of more tokens, one of OVER_LENGTH; of a pair the longer text is cut.
         empty: what becomes of texts without a token of their own, one of EMPTY.
         max_bytes: longer texts are refused before they are tokenised.
         padding_side: where shorter rows are filled up, one of SIDES; None for the tokenizer's own.
@@ -81,13 +83,14 @@ def tokenizer_model(
         tokens.TOKEN_TYPE_IDS: int(original.pad_token_type_id),
     }
     options: dict[str, Any] = {
-        "max_length": _longest(original, max_length, source),
+        "max_length": _longest(original, max_length, source, pair=pair),
         "over_length": over_length,
         "empty": empty,
         "max_bytes": max_bytes,
         "pads": pads,
         "padding_side": original.padding_side,
         "truncation_side": original.truncation_side,
+        "pair": pair,
     }
     files = {
         tokens.TOKENIZER: original.backend_tokenizer.to_str().encode(),
@@ -95,10 +98,10 @@ def tokenizer_model(
     }
     progress("comparing tokens")
     return DerivingModel(
-        name=name or f"tokenizer_{member_name(what)}",
+        name=name or f"tokenizer_{member_name(what)}{'_pair' if pair else ''}",
         derives="tokens",
         source=source,
-        input=TEXT,
+        inputs=TEXTS if pair else TEXTS[:1],
         outputs=tuple(PaddedTensor(name=one, dtype="INT64", dims=(-1,), pad=pad) for one, pad in pads.items()),
         files=files,
         packages=PACKAGES,
@@ -153,8 +156,8 @@ def _pad_id(original: Any, source: str) -> int:
     return int(original.pad_token_id)
 
 
-def _longest(original: Any, asked: int | None, source: str) -> int:
-    special = original.num_special_tokens_to_add()
+def _longest(original: Any, asked: int | None, source: str, *, pair: bool) -> int:
+    special = original.num_special_tokens_to_add(pair)
     most = original.model_max_length if asked is None else asked
     if asked is None and most > _UNKNOWN_LENGTH:
         got = "no model_max_length in tokenizer_config.json"
@@ -174,22 +177,19 @@ def _proof(original: Any, file: bytes, options: dict[str, Any], source: str) -> 
         served = tokens.RowTokens(
             Path(folder), **{**options, "over_length": "truncate", "empty": "keep", "max_bytes": 1 << 30}
         )
+    # Each text stands beside short, long and empty ones of a pair.
+    columns = [texts, texts[::-1]] if options["pair"] else [texts]
+    how = {"truncation": True, "max_length": options["max_length"], "return_token_type_ids": True}
     # A tokenizer without special tokens has none at all for an empty text.
-    how = {"truncation": True, "max_length": options["max_length"]}
-    texts = [text for text in texts if original(text, **how)["input_ids"]]
-    for batch in (texts, *([text] for text in texts)):
-        wanted = original(
-            batch,
-            padding=True,
-            **how,
-            return_token_type_ids=True,
-            return_attention_mask=True,
-            return_tensors="np",
-        )
-        got = served([text.encode() for text in batch])
+    rows = [row for row in zip(*columns, strict=True) if original(*row, **how)["input_ids"]]
+    for batch in (rows, *([row] for row in rows)):
+        taken = [list(column) for column in zip(*batch, strict=True)]
+        wanted = original(*taken, padding=True, **how, return_attention_mask=True, return_tensors="np")
+        asked = [tuple(text.encode() for text in row) for row in batch]
+        got = served(asked if options["pair"] else [one for (one,) in asked])
         wrong = [name for name, array in got.items() if not np.array_equal(array, wanted[name])]
         if wrong:
             subject = f"{source} {', '.join(wrong)}"
             expected = "those that transformers gives"
-            raise ExportError(subject, got=f"other tokens for {batch[0][:40]!r}", expected=expected)
-    return {"texts": len(texts), "equal_to": f"transformers {transformers.__version__}"}
+            raise ExportError(subject, got=f"other tokens for {batch[0][0][:40]!r}", expected=expected)
+    return {"texts": len(rows), "equal_to": f"transformers {transformers.__version__}"}

@@ -27,7 +27,7 @@ class DerivingModel:
     name: str
     derives: str  # one of `KINDS`
     source: str
-    input: str  # name of the tensor STRING [1]
+    inputs: tuple[str, ...]  # names of its tensors, each STRING [1]
     outputs: tuple[PaddedTensor, ...]
     files: Mapping[str, bytes]  # name in the version folder -> content; derive.py among them
     packages: Sequence[str]  # that the server needs besides numpy, as pip calls them
@@ -40,7 +40,7 @@ class DerivingModel:
         """What model.py is told."""
         return {
             "name": self.name,
-            "input": self.input,
+            "inputs": list(self.inputs),
             "packages": [f"{name}=={version}" for name, version in self._versions().items()],
             "files": {name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()},
             "options": dict(self.options),
@@ -57,7 +57,7 @@ class DerivingModel:
             file=f"{VERSION}/model.py",
             sha256=hashlib.sha256(model).hexdigest(),
             source=self.source,
-            inputs=(TensorSpec(name=self.input, dtype="STRING", dims=(1,)),),
+            inputs=tuple(TensorSpec(name=name, dtype="STRING", dims=(1,)) for name in self.inputs),
             outputs=self.outputs,
             max_batch_size=self.max_batch_size,
             data_files={f"{VERSION}/{name}": digest for name, digest in self.settings()["files"].items()},

@@ -79,7 +79,13 @@ def listed_names(words: Sequence[str] | None, *, once: bool = True) -> tuple[str
 
 
 # Columns of tables.
-TextOption = Annotated[str | None, typer.Option(help="Column of text, for the model's input of text.")]
+TextOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Column of text, for the model's input of text; for several such inputs INPUT=COLUMN,INPUT=COLUMN.",
+    ),
+]
 ColumnsOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -95,14 +95,17 @@ def local_deriver(repository: Path, name: str) -> Deriver:
             got = "another file than was exported" if place.is_file() else "no such file"
             raise RepositoryError(f"model file {place}", got=got, fix="export the model again")
     made, refusal = _loaded(repository / name / Path(manifest.file).parent, manifest)
-    tensor = manifest.inputs[0].name
+    names = [one.name for one in manifest.inputs]
 
     def derive(row: Mapping[str, Array]) -> Mapping[str, Array]:
+        values = tuple(value for name in names for value in row[name].ravel().tolist())
         try:
-            arrays: Mapping[str, Array] = made(row[tensor].ravel().tolist(), ())
+            arrays: Mapping[str, Array] = made([values if len(names) > 1 else values[0]], ())
         except refusal as error:
-            # Each row is the first of its call.
-            raise DataError(f"{tensor}", got=str(error).removeprefix("row 0: got ")) from error
+            # Each row is the first of its call; the fault is of one of its tensors, or of all.
+            place = getattr(error, "input", 0)
+            subject = ", ".join(names) if place is None else names[place]
+            raise DataError(subject, got=str(error).removeprefix("row 0: got ")) from error
         return arrays
 
     return Deriver(info=_info(manifest), derive=derive, sha256=manifest.sha256)

@@ -204,7 +204,7 @@ def _npz(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:
     with opened_npz(path, what=f"{path}") as stored:
         columns = columns.found_in(f"{path}", "arrays", stored.files)
         # The one array holds all numbers of a row, or its text.
-        name = columns.column or columns.text
+        name = columns.column or next(iter(columns.texts(stored.files).values()), None)
         if name is None:
             others = columns.others(stored.files)
             if not others:

@@ -36,7 +36,7 @@ class ColumnNames:
 
     Args:
         column: what the model takes.
-        text: what its only input of text takes.
+        text: what its only input of text takes; INPUT=COLUMN with commas for one that has several.
         columns: of numbers, one for each number of its only input of numbers.
         keep_columns: carried into the answers as they are.
     """
@@ -51,15 +51,24 @@ class ColumnNames:
     @property
     def named(self) -> tuple[str, ...]:
         """All names that the caller gave."""
-        names = (self.column, self.text, self.id_column, self.label_column, *self.columns, *self.keep_columns)
-        return tuple(name for name in names if name is not None)
+        names = (self.column, self.id_column, self.label_column, *self.columns, *self.keep_columns)
+        return (*(name for name in names if name is not None), *self.texts(()).values())
+
+    def texts(self, names: Sequence[str]) -> dict[str, str]:
+        """Input of text -> column, with "" for the only such input; a column that is called so comes first."""
+        if self.text is None:
+            return {}
+        if self.text in names or "=" not in self.text:
+            return {"": self.text}
+        pairs = (part.partition("=") for part in self.text.split(","))
+        return {tensor.strip(): column.strip() for tensor, _, column in pairs}
 
     def found_in(self, what: str, kind: str, names: Sequence[str]) -> "ColumnNames":
         """The same with the names under which a file usually has ids and labels, where it has them.
 
         Raises DataError where the file does not have what the caller named.
         """
-        for argument, asked in vars(self).items():
+        for argument, asked in {**vars(self), "text": tuple(self.texts(names).values())}.items():
             for name in asked if isinstance(asked, tuple) else (asked,):
                 if name is not None and name not in names:
                     got = f"{kind} {', '.join(names) or 'none'}"

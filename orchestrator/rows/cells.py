@@ -75,24 +75,19 @@ def tensor_columns(
 ) -> tuple[TensorColumns, ...]:
     """The columns of a table for each tensor of a model.
 
-    `text` and `columns` are those of its only tensor of text and of numbers. Another tensor is the column of its
-    name; that of a model with one input is `column`, else one of the usual names, else all that are left.
+    `columns` are those of its only tensor of numbers, `text` is as in `text_columns`. Another tensor is the column
+    of its name; that of a model with one input is `column`, else one of the usual names, else all that are left.
 
     Raises DataError where there are no such columns, or the model has no such tensor.
     """
-    texts = [tensor for tensor in info.inputs if tensor.is_text]
+    given: dict[str, tuple[str, ...]] = {
+        tensor: (column,) for tensor, column in text_columns(info, columns, names).items()
+    }
     numbers = [tensor for tensor in info.inputs if not tensor.is_text]
-    given: dict[str, tuple[str, ...]] = {}
-    for argument, named, tensors in (
-        ("text", columns.text and (columns.text,), texts),
-        ("columns", columns.columns, numbers),
-    ):
-        if named and len(tensors) != 1:
-            kind = "text" if argument == "text" else "numbers"
-            got = ", ".join(f"{tensor.name} {tensor.dtype}" for tensor in info.inputs)
-            fix = "name columns as the inputs are named" if len(tensors) > 1 else f"leave out `{argument}`"
-            raise DataError(f"model {info.name}", got=f"inputs {got}", expected=f"one input of {kind}", fix=fix)
-        given |= {tensors[0].name: tuple(named)} if named else {}
+    if columns.columns and len(numbers) != 1:
+        fix = "name columns as the inputs are named" if numbers else "leave out `columns`"
+        raise _not_for(info, "one input of numbers", fix)
+    given |= {numbers[0].name: columns.columns} if columns.columns else {}
     return tuple(
         TensorColumns(
             tensor=tensor.name,
@@ -101,6 +96,28 @@ def tensor_columns(
         )
         for tensor in info.inputs
     )
+
+
+def text_columns(info: ModelInfo, columns: ColumnNames, names: Sequence[str]) -> dict[str, str]:
+    """Input of text -> the column, or array, that the caller named for it, of those that a file has.
+
+    Raises DataError where the model has no such input, or several and the caller did not say which.
+    """
+    texts = [tensor.name for tensor in info.inputs if tensor.is_text]
+    named = columns.texts(names)
+    if "" in named and len(texts) == 1:
+        named = {texts[0]: named[""]}
+    if not set(named) <= set(texts):
+        pairs = ",".join(f"{name}=COLUMN" for name in texts)
+        fix = f"give `text` as {pairs}" if texts else "leave out `text`"
+        others = ", ".join(name for name in named if name and name not in texts)
+        raise _not_for(info, f"inputs of text {others}" if others else "one input of text", fix)
+    return named
+
+
+def _not_for(info: ModelInfo, expected: str, fix: str) -> DataError:
+    got = ", ".join(f"{tensor.name} {tensor.dtype}" for tensor in info.inputs)
+    return DataError(f"model {info.name}", got=f"inputs {got}", expected=expected, fix=fix)
 
 
 def _found(

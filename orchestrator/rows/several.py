@@ -25,6 +25,7 @@ from orchestrator.rows.blocks import (
     sha256_of_array,
     spans,
 )
+from orchestrator.rows.cells import text_columns
 from orchestrator.rows.npz import array_of, opened_npz
 from orchestrator.spec.rows import AnyRows, stacked
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
@@ -103,7 +104,9 @@ def several_from_path(path: Path, info: ModelInfo, columns: ColumnNames) -> Seve
     """
     with opened_npz(path, what=f"{path}") as stored:
         columns = columns.found_in(f"{path}", "arrays", stored.files)
-        parts = {tensor.name: _part(path, stored, tensor, columns) for tensor in info.inputs}
+        texts = text_columns(info, columns, stored.files)
+        named = {tensor: texts.get(tensor.name, tensor.name) for tensor in info.inputs}
+        parts = {tensor.name: _part(path, stored, tensor, name) for tensor, name in named.items()}
         counts = {name: _count(part) for name, part in parts.items()}
         total = next(iter(counts.values()))
         if len(set(counts.values())) > 1:
@@ -117,8 +120,7 @@ def several_from_path(path: Path, info: ModelInfo, columns: ColumnNames) -> Seve
     return SeveralArrays(path=path, shape=(total,), dtype=np.dtype(object), parts=parts, **companions)
 
 
-def _part(path: Path, stored: Any, tensor: TensorInfo, columns: ColumnNames) -> ArrayRows | RaggedArray:
-    name = columns.text if tensor.is_text and columns.text is not None else tensor.name
+def _part(path: Path, stored: Any, tensor: TensorInfo, name: str) -> ArrayRows | RaggedArray:
     if name in stored.files:
         return stored_array(path, stored, name)
     if not {f"{name}{VALUES}", f"{name}{OFFSETS}"} <= set(stored.files):

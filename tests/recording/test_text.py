@@ -10,7 +10,14 @@ import pytest
 from orchestrator.errors import InputError
 from orchestrator.local import LocalMembers
 from orchestrator.planner.records import records_from_path
-from tests.recording.text_members import GOOD, Record, recorder, write_numbers_member, write_text_member
+from tests.recording.text_members import (
+    GOOD,
+    Record,
+    recorder,
+    write_numbers_member,
+    write_pair_member,
+    write_text_member,
+)
 
 
 @pytest.fixture
@@ -56,6 +63,34 @@ def test_columns_of_numbers_are_recorded(tmp_path: Path, record: Record) -> None
     assert "table: accuracy 1.0000" in said
     assert "expected one input of text" in record("table", "--data", tmp_path / "in.csv", "--text", "x", code=2)
     assert "expected q; see --columns" in record("table", "--data", tmp_path / "in.csv", "--columns", "q", code=2)
+
+
+def test_two_texts_of_a_row_are_columns_that_the_caller_names(tmp_path: Path, record: Record) -> None:
+    write_pair_member(tmp_path)
+    texts = {"premise": ["good", "no", "good"], "hypothesis": ["no", "good", "good"]}
+    rows = zip(*texts.values(), strict=True)
+    (tmp_path / "in.csv").write_text("premise,hypothesis\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    np.savez(tmp_path / "in.npz", **{name: np.array(column) for name, column in texts.items()})
+    for name in ("in.csv", "in.npz"):
+        for first, second, scores in (
+            ("premise", "hypothesis", [3, -3, 0]),
+            ("hypothesis", "premise", [-3, 3, 0]),
+        ):
+            named = f"text_pair={second}, text={first}"
+            record("pair", "--data", tmp_path / name, "--text", named, "--restart")
+            assert records_from_path(tmp_path / "out.npz").outputs["pair"][:, 1].tolist() == scores
+        said = record("pair", "--data", tmp_path / name, "--text", "premise", code=2)
+        assert "expected one input of text; give --text as text=COLUMN,text_pair=COLUMN" in said
+        said = record("pair", "--data", tmp_path / name, "--text", "text=premise,other=hypothesis", code=2)
+        assert "expected inputs of text other" in said
+        said = record("pair", "--data", tmp_path / name, "--text", "text=premise,text_pair=absent", code=2)
+        assert "expected absent; see --text" in said
+
+
+def test_a_column_that_is_called_with_a_sign_of_equality_is_a_column(tmp_path: Path, record: Record) -> None:
+    (tmp_path / "in.csv").write_text("text=a,label\ngood,1\nno,0\n")
+    record("words", "--data", tmp_path / "in.csv", "--text", "text=a")
+    assert records_from_path(tmp_path / "out.npz").outputs["words"][:, 1].tolist() == [3, -3]
 
 
 def test_a_local_member_takes_texts_in_any_form(tmp_path: Path) -> None:

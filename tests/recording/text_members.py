@@ -71,6 +71,28 @@ def write_text_member(repository: Path, name: str = "words", *, sure_of_others: 
     _write(repository, name, model, (TensorSpec(name="text", dtype="STRING", dims=(1,)),), 10)
 
 
+def write_pair_member(repository: Path, name: str = "pair") -> None:
+    """Class 1 where the first of two texts is one of `GOOD` and the second is not."""
+    encoders = [
+        helper.make_node(
+            "LabelEncoder", [tensor], [f"{tensor}_score"], domain="ai.onnx.ml", keys_strings=list(GOOD),
+            values_floats=[3.0] * len(GOOD), default_float=0.0,
+        )
+        for tensor in ("text", "text_pair")
+    ]  # fmt: skip
+    nodes = [
+        *encoders,
+        helper.make_node("Sub", ["text_score", "text_pair_score"], ["score"]),
+        helper.make_node("Neg", ["score"], ["other"]),
+        helper.make_node("Concat", ["other", "score"], ["logits"], axis=1),
+    ]
+    takes = {tensor: (TensorProto.STRING, ["n", 1]) for tensor in ("text", "text_pair")}
+    model = model_of(nodes, takes, {"logits": ["n", 2]}, ir=8)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+    tensors = tuple(TensorSpec(name=tensor, dtype="STRING", dims=(1,)) for tensor in takes)
+    _write(repository, name, model, tensors, 20)
+
+
 def write_numbers_member(repository: Path, name: str = "table") -> None:
     """Class 1 where the first of three numbers is larger than the last."""
     weights = np.array([[-1, 1], [0, 0], [1, -1]], np.float32)

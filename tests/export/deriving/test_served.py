@@ -3,7 +3,7 @@
 import http.client
 import json
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for shape in SHAPES:
         model = tokenizer_model(save_tokenizer(folder / "sources" / shape, shape))
         write_deriving(folder / "repository", model, force=False)
+    pairs = tokenizer_model(f"hf:{folder / 'sources' / 'bert'}", pair=True)
+    write_deriving(folder / "repository", pairs, force=False)
     for kind, name in (("words", "words"), ("boosted", "trees")):
         source = save_classifier(folder / f"{name}.joblib", kind)
         plans = member_exports([f"{name}={source}"], ExportOptions())
@@ -110,6 +112,23 @@ def test_a_bad_text_fails_its_request_in_one_line_and_no_other(
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert "\n" not in caught.value.message()
     assert len({future.result(timeout=60).as_numpy("input_ids").tobytes() for future in neighbours}) == 1
+
+
+def test_pairs_of_texts_in_flight_get_their_own_tokens_and_a_bad_one_is_named(
+    client: grpc.InferenceServerClient, repository: Path
+) -> None:
+    def pair(first: bytes, second: bytes) -> list[Any]:
+        return [*given("text", [first]), *given("text_pair", [second])]
+
+    rows = [(b"word " * (i % 7 + 1), b"another text " * (i % 5 + 1)) for i in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(client.infer, "tokenizer_bert_pair", pair(*row)) for row in rows]
+        bad = pool.submit(client.infer, "tokenizer_bert_pair", pair(b"good", b"\xff"))
+    for row, future in zip(rows, asked, strict=True):
+        for name, array in tokens_of(repository, "bert_pair")([row]).items():
+            assert np.array_equal(future.result().as_numpy(name), array), name
+    with pytest.raises(InferenceServerException, match="text_pair: row 0: got byte 0xff"):
+        bad.result()
 
 
 def posted(server: EmbeddedServer, model: str, value: object) -> tuple[int, dict[str, Any]]:

@@ -16,16 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.deriving.served.tokens import RowTokens, TextError
-from export.deriving.tokenizer import tokenizer_model
+from export.deriving.tokenizer import TEXTS, tokenizer_model
 from export.deriving.writing import write_deriving
 from orchestrator.errors import ExportError, RepositoryError, SpecError
+from orchestrator.recording.deriving import local_deriver
 from orchestrator.repository.check import check
 from orchestrator.repository.derive import derived_spec
+from orchestrator.rows.blocks import RowBlock
 from orchestrator.spec import CascadeSpec, InputSpec, Member, Stage, manifest_from_path
 from orchestrator.spec.deriving import deriving_from_path
 from tests.export.deriving.builders import MAX_LENGTH, SHAPES, save_tokenizer
 from tests.fakes.triton import FakeTriton, InferenceResponse, Request, TritonError, TritonModelError
 
+PAIRS = ("bert", "roberta")
 ALIVE = "some words of a plain sentence"
 TEXT = st.text(max_size=80) | st.lists(
     st.sampled_from(["the", "array", "Returns", "<user>", "[SEP]", "</s>", "don't", "  ", "\n", "é", "日本"]),
@@ -38,6 +41,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizers")
     for shape in SHAPES:
         model = tokenizer_model(save_tokenizer(folder / "sources" / shape, shape), empty="keep")
+        write_deriving(folder / "repository", model, force=False)
+    for shape in PAIRS:
+        model = tokenizer_model(f"hf:{folder / 'sources' / shape}", pair=True, empty="keep")
         write_deriving(folder / "repository", model, force=False)
     return folder / "repository"
 
@@ -65,6 +71,42 @@ def test_rows_have_the_tokens_that_transformers_gives(repository: Path, shape: s
         assert array.dtype == np.int64
         assert np.array_equal(array, wanted[name]), name
     assert got["input_ids"].shape[1] <= MAX_LENGTH
+
+
+@pytest.mark.parametrize("shape", PAIRS)
+@given(rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_pairs_have_the_tokens_and_types_that_transformers_gives(
+    repository: Path, shape: str, rows: list[tuple[str, str]]
+) -> None:
+    rows = [tuple(text.encode("utf-8", "ignore").decode() for text in row) for row in rows]
+    wanted = original(repository, shape)(
+        *map(list, zip(*rows, strict=True)), padding=True, truncation=True, return_token_type_ids=True,
+        return_tensors="np",
+    )  # fmt: skip
+    got = tokens_of(repository, f"{shape}_pair")([tuple(text.encode() for text in row) for row in rows])
+    assert all(np.array_equal(array, wanted[name]) for name, array in got.items())
+    assert got["input_ids"].shape[1] <= MAX_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("row", "input", "said"),
+    [
+        ((b"a", b"\xff"), 1, "row 1: got byte 0xff at 0, which is not UTF-8"),
+        ((None, b"a"), 0, "row 1: got a null, expected a text"),
+        ((b"a", b" "), 1, "row 1: got a text without a token"),
+        ((b"", b"a"), 0, "row 1: got a text without a token"),
+        ((b"words " * 9, b"words " * 9), None, r"row 1: got \d\d tokens, expected at most 24"),
+    ],
+)
+def test_a_pair_that_cannot_be_taken_names_its_text(
+    repository: Path, row: tuple[bytes | None, bytes], input: int | None, said: str
+) -> None:
+    tokens = tokens_of(repository, "bert_pair", empty="refuse", over_length="refuse")
+    with pytest.raises(TextError) as caught:
+        tokens([(b"a", b"b"), row])
+    assert re.match(said, str(caught.value))
+    assert caught.value.input == input
 
 
 def test_only_wanted_outputs_are_made(repository: Path) -> None:
@@ -132,6 +174,35 @@ def test_a_bad_row_fails_its_request_and_no_other(repository: Path, triton: Fake
         assert error.code() == TritonError.INVALID_ARG
     for name in good.requested_output_names():
         assert np.array_equal(answers[1].column(name), alone.column(name))
+
+
+def test_pairs_come_as_two_tensors_and_a_fault_names_the_tensor(repository: Path, triton: FakeTriton) -> None:
+    model = loaded(repository / "tokenizer_bert_pair" / "1")
+
+    def pairs(*rows: tuple[bytes, bytes]) -> Request:
+        columns = np.array(rows, np.object_).T[:, :, None]
+        return Request(dict(zip(TEXTS, columns, strict=True)), wanted=["input_ids", "token_type_ids"])
+
+    answers: list[InferenceResponse] = model.execute(
+        [pairs((b"one", b"two"), (b"a", b"b")), pairs((b"a", b"\xff"))]
+    )
+    wanted = tokens_of(repository, "bert_pair")([(b"one", b"two"), (b"a", b"b")])
+    assert np.array_equal(answers[0].column("input_ids"), wanted["input_ids"])
+    assert set(answers[0].column("token_type_ids").ravel()) == {0, 1}
+    error = answers[1].error()
+    assert error is not None
+    assert error.message().startswith("text_pair: row 0: got byte 0xff at 0, which is not UTF-8")
+
+
+def test_pairs_are_derived_in_this_process_as_they_are_served(repository: Path) -> None:
+    deriver = local_deriver(repository, "tokenizer_bert_pair")
+    columns = [[b"one", b"\xff", b"a"], [b"two words", b"b", b"\xff"]]
+    rows = {name: np.array(column, object)[:, None] for name, column in zip(TEXTS, columns, strict=True)}
+    made = deriver.completed(RowBlock(ids=np.arange(3), rows=rows), only="")
+    assert [one.reason.split(":")[0] for one in made.refused] == ["text", "text_pair"]
+    wanted = tokens_of(repository, "bert_pair")([(b"one", b"two words")])
+    assert isinstance(made.rows, dict)
+    assert np.array_equal(made.rows["token_type_ids"], wanted["token_type_ids"])
 
 
 def test_a_fault_of_the_model_is_one_line_too(
