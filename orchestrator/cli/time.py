@@ -1,5 +1,6 @@
 """`committee time`: how long members take, batch by batch, in this process or on a server."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ from orchestrator.cli.console import (
 from orchestrator.errors import DataError
 from orchestrator.files import write_file
 from orchestrator.recording.job import RecordOptions
+from orchestrator.recording.served_timing import ServedCascade, cascade_of, own_server
 from orchestrator.recording.timing import BATCHES, TimeOptions, lines_of_timing, time_members
 from orchestrator.rows.blocks import ColumnNames
 from orchestrator.spec.documents import value_from_json
@@ -69,6 +71,16 @@ def time(
         str | None,
         typer.Option(help=f"gRPC endpoint of a Triton that is asked instead of this process: {ADDRESS}"),
     ] = None,
+    served: Annotated[
+        bool,
+        typer.Option(
+            "--served", help="Serve the members here, with a cascade of two of them, and ask that server."
+        ),
+    ] = False,
+    cascade: Annotated[
+        str | None,
+        typer.Option(help="With --url: a cascade of these members that is served there, to time what it adds."),
+    ] = None,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -78,12 +90,16 @@ def time(
 ) -> None:
     """Measure milliseconds per call of members at each batch, in turns, and what the runtime adds.
 
-    In this process that is ONNX Runtime, and the runtime's part is the time of its decisions; with --url a
-    server's members are asked, one request at a time. Nothing else should run on the machine meanwhile.
+    In this process that is ONNX Runtime, and the runtime's part is the time of its decisions. With --served or
+    --url a server's members are asked, one request at a time, and a cascade of them, which shows what a first
+    and a later stage add. Nothing else should run on the machine meanwhile.
 
     Example: committee time digits_small digits_medium digits_large --batches 1,4,16,64 -o build/timing.json
+
+    As served: committee time digits_small digits_large --served -o build/served.json
     """
     check_timing_output(output)
+    _check_server(url, served=served, cascade=cascade)
     server = None if url is None else endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
     names_of_columns = ColumnNames(column=column, text=text, columns=listed_names(columns))
     options = TimeOptions(
@@ -95,9 +111,17 @@ def time(
         data=None if data is None else RecordOptions(data=data, skip_bad=True, columns=names_of_columns),
         derive=listed_names(derive),
     )
-    timing = time_members(
-        listed_names(names), repository, options, url=server, timeout_s=timeout_s, progress=progress
-    )
+    members = listed_names(names)
+    with contextlib.ExitStack() as stack:
+        found: ServedCascade | None = None
+        if served:
+            found = stack.enter_context(own_server(members, repository))
+        elif server is not None and cascade is not None:
+            found = cascade_of(repository, cascade, server, members)
+        asked = server if found is None else found.url
+        timing = time_members(
+            members, repository, options, url=asked, cascade=found, timeout_s=timeout_s, progress=progress
+        )
     write_timing(output, timing)
     if as_json:
         print_json(value_from_json(json_from_timing(timing)))
@@ -105,6 +129,14 @@ def time(
         show_timing(timing, output=output)
     for note in timing_notes(timing):
         typer.echo(f"note: {note}", err=True)
+
+
+def _check_server(url: str | None, *, served: bool, cascade: str | None) -> None:
+    """Refuses options about a server that do not fit together."""
+    if served and url is not None:
+        raise DataError("time", got="--served and --url", expected="one of them")
+    if cascade is not None and url is None:
+        raise DataError("time --cascade", got=cascade, expected="--url with it: the server that has it")
 
 
 def check_timing_output(output: Path | None) -> None:

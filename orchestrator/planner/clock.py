@@ -114,13 +114,21 @@ class ClockPricing:
     def prices(self, pool: Sequence[Member], rows: int) -> Prices:
         """See `Pricing`."""
         share = np.arange(rows + 1) / max(rows, 1)
-        members, first, later = [], [], []
+        members: list[Floats] = []
+        later: list[Floats] = []
+        first: list[float] = []
         for one in (self.timing.by_name[member.name] for member in pool):
             weights = self._weights(one, share)
-            members.append(weights.mean_ms(one.ms) * rows)
-            later.append(weights.mean_ms(functools.partial(ms_of_calls, self.timing.later_stage)) * rows)
-            first.append(weights.mean_ms(functools.partial(ms_of_calls, self.timing.first_stage))[-1] * rows)
-        most = sum(float(part.max()) for part in (*members, *later)) + max(first)
+            own = weights.mean_ms(one.ms) * rows
+            beside = [
+                weights.mean_ms(functools.partial(ms_of_calls, calls)) * rows
+                for calls in (self.timing.first_stage, self.timing.later_stage)
+            ]
+            members.append(own)
+            # From inside a server a member may take less than it was timed with from outside, but not nothing.
+            first.append(max(float(beside[0][-1]), -float(own[-1])))
+            later.append(np.maximum(beside[1], -own))
+        most = sum(float(np.abs(part).max()) for part in (*members, *later)) + max(map(abs, first))
         scale = finest_scale(most)
         return Prices(
             members=np.round(np.array(members) * scale),
@@ -165,7 +173,7 @@ class ClockPricing:
 
         def busy(batch: Floats) -> Floats:
             beside = np.where(share < 1, ms_of_calls(later, batch), ms_of_calls(first, batch))
-            return np.asarray(one.ms(batch) + beside, np.float64)
+            return np.asarray(np.maximum(one.ms(batch) + beside, 0.0), np.float64)
 
         return busy
 
@@ -176,7 +184,7 @@ class ClockPricing:
         busy = np.array([per_ms * self.best_ms(one.calls) for one in timed])
         instances = np.array([one.instances for one in timed])
         first, later = (
-            per_ms * self.best_ms(calls) for calls in (self.timing.first_stage, self.timing.later_stage)
+            max(per_ms * self.best_ms(calls), 0.0) for calls in (self.timing.first_stage, self.timing.later_stage)
         )
         return Loads(
             rate=self.load.rate,

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,12 +16,21 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.client.endpoint import Endpoint
+from orchestrator.client.sync import SyncClient
 from orchestrator.decision import CascadeRun, Policy
 from orchestrator.decision.evaluate import arrivals_from_policies
 from orchestrator.errors import DataError
 from orchestrator.progress import Advance, Progress, no_advance, no_progress
 from orchestrator.recording.job import RecordOptions, source_for
 from orchestrator.recording.pool import RecordingPool, opened_pool
+from orchestrator.recording.served_timing import (
+    FIRST,
+    LATER,
+    PASSED,
+    ServedCascade,
+    cascade_calls,
+    parts_of,
+)
 from orchestrator.spec import CascadeSpec, Member, Stage
 from orchestrator.spec.cascade import UNKNOWN_INPUT
 from orchestrator.spec.rows import AnyRows, Array, numpy_dtype, rows_at
@@ -31,8 +41,6 @@ from orchestrator.spec.validation import MOST_ROWS, Faults
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # Words of a made-up text, and values of a made-up row of numbers: tokens, masks and pixels may all be 1.
 _TEXT, _NUMBER = b"word ", 1
-# What the runtime does by itself, among members, whose names have no blanks.
-_FIRST, _LATER = "first stage", "later stage"
 _STATM = Path("/proc/self/statm")
 Key = TypeVar("Key", bound=Hashable)
 Floats = npt.NDArray[np.float64]
@@ -104,8 +112,8 @@ def measured_rounds(
 
 
 def call_time(batch: int, figures: Floats) -> CallTime:
-    """Median and quartiles over the rounds, of milliseconds; differences below 0 are none."""
-    low, middle, high = (float(f"{max(part, 0.0):.6g}") for part in np.quantile(figures, (0.25, 0.5, 0.75)))
+    """Median and quartiles over the rounds, of milliseconds."""
+    low, middle, high = (float(f"{part:.6g}") for part in np.quantile(figures, (0.25, 0.5, 0.75)))
     return CallTime(batch=batch, ms=middle, low_ms=low, high_ms=high)
 
 
@@ -128,10 +136,11 @@ def time_members(
     options: TimeOptions,
     *,
     url: str | Endpoint | None = None,
+    cascade: ServedCascade | None = None,
     timeout_s: float = 60.0,
     progress: Progress = no_progress,
 ) -> Timing:
-    """Times members in this process, or on a server at `url`.
+    """Times members in this process, or on a server at `url`; with a cascade of that server what it adds, too.
 
     Raises:
         CommitteeError: a member cannot be opened, or fails; the data cannot be used.
@@ -156,7 +165,47 @@ def time_members(
             after = _memory_bytes()
             grown = None if url is not None or before is None or after is None else max(0, after - before)
             timed.append(replace(one, memory_bytes=grown))
-        return _timing(timed, options, is_served=url is not None, progress=progress)
+        calls = {(one.name, batch): _asking(one, batch) for one in timed for batch in one.batches}
+        if url is None:
+            calls |= _decisions(timed[0].pool.classes, options.batches)
+        elif cascade is not None:
+            # A fifth of a second to import, and not needed for members in this process.
+            from orchestrator.client.over_grpc import GrpcClient
+
+            client = stack.enter_context(GrpcClient(url, timeout_s=timeout_s))
+            given = partial(_rows_for, client, rows, options)
+            calls |= cascade_calls(client, cascade, options.batches, rows_for=given)
+        with progress(f"timing {len(timed)} members", options.rounds * len(calls)) as advance:
+            found = measured_rounds(calls, rounds=options.rounds, slot_s=options.slot_s, advance=advance)
+    decisions = {FIRST: by_batch(found, FIRST), LATER: by_batch(found, LATER), PASSED: {}}
+    parts = decisions if cascade is None else parts_of(found, cascade)
+    return Timing(
+        asked=timed[0].pool.asked,
+        machine=machine_here(),
+        members=tuple(_member_timing(one, found) for one in timed),
+        rounds=options.rounds,
+        threads=None if url is not None else options.threads,
+        first_stage=_call_times(parts[FIRST]),
+        later_stage=_call_times(parts[LATER]),
+        passed_on=_call_times(parts[PASSED]),
+    )
+
+
+def by_batch(found: Mapping[tuple[str, int], Floats], name: str) -> dict[int, Floats]:
+    """The figures of one name."""
+    return {batch: figures for (one, batch), figures in found.items() if one == name}
+
+
+def _call_times(figures: Mapping[int, Floats]) -> tuple[CallTime, ...]:
+    return tuple(call_time(batch, figures[batch]) for batch in sorted(figures))
+
+
+def _rows_for(client: SyncClient, rows: AnyRows | None, options: TimeOptions, name: str) -> AnyRows:
+    """Rows for a model of the server: those of the data, else made-up ones."""
+    info = client.metadata(name)
+    if rows is None:
+        return made_rows(info, max(options.batches), length=options.length)
+    return {one.name: rows[one.name] for one in info.inputs} if isinstance(rows, Mapping) else rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,29 +249,6 @@ def _timed_member(pool: RecordingPool, options: TimeOptions, rows: AnyRows | Non
     return _TimedMember(pool=pool, ask=lambda batch: pool.scores(name, by_batch[batch]), batches=tuple(batches))
 
 
-def _timing(timed: Sequence[_TimedMember], options: TimeOptions, *, is_served: bool, progress: Progress) -> Timing:
-    keys = [(one, batch) for one in timed for batch in one.batches]
-    calls: dict[tuple[str, int], Callable[[], object]] = {
-        (one.name, batch): _asking(one, batch) for one, batch in keys
-    }
-    if not is_served:
-        classes = timed[0].pool.classes
-        calls |= {(_FIRST, batch): _deciding(classes, batch, defer=False) for batch in options.batches}
-        calls |= {(_LATER, batch): _deciding(classes, batch, defer=True) for batch in options.batches}
-    with progress(f"timing {len(timed)} members", options.rounds * len(calls)) as advance:
-        found = measured_rounds(calls, rounds=options.rounds, slot_s=options.slot_s, advance=advance)
-    own = sorted({batch for name, batch in found if name == _FIRST})
-    return Timing(
-        asked=timed[0].pool.asked,
-        machine=machine_here(),
-        members=tuple(_member_timing(one, found) for one in timed),
-        rounds=options.rounds,
-        threads=None if is_served else options.threads,
-        first_stage=tuple(call_time(batch, found[_FIRST, batch]) for batch in own),
-        later_stage=tuple(call_time(batch, found[_LATER, batch] - found[_FIRST, batch]) for batch in own),
-    )
-
-
 def _member_timing(one: _TimedMember, found: Mapping[tuple[str, int], Floats]) -> MemberTiming:
     info, manifest = one.pool.infos[one.name], one.pool.manifests.get(one.name)
     return MemberTiming(
@@ -239,8 +265,17 @@ def _asking(one: _TimedMember, batch: int) -> Callable[[], object]:
     return lambda: one.ask(batch)
 
 
-def _deciding(classes: int, batch: int, *, defer: bool) -> Callable[[], object]:
-    """The decision core's own work for a batch: at one stage, or with `defer` at a second one as well."""
+def _decisions(classes: int, batches: Sequence[int]) -> dict[tuple[str, int], Callable[[], object]]:
+    """The decision core's own work for each batch: at one stage, and at a second one after it."""
+    run = {
+        FIRST: _deciding(classes, max(batches), defer=False),
+        LATER: _deciding(classes, max(batches), defer=True),
+    }
+    return {(key, batch): partial(decide, batch) for key, decide in run.items() for batch in batches}
+
+
+def _deciding(classes: int, most: int, *, defer: bool) -> Callable[[int], None]:
+    """A cascade of two stages that answers batches of up to so many rows at the first, or defers all of them."""
     members = (Member(name=name, output="scores") for name in ("first", "second"))
     # No score is below 0 or above 1.
     stages = zip(members, (2.0 if defer else 0.0, None), strict=True)
@@ -250,10 +285,10 @@ def _deciding(classes: int, batch: int, *, defer: bool) -> Callable[[], object]:
         classes=classes,
         stages=tuple(Stage(members=(member,), threshold=threshold) for member, threshold in stages),
     )
-    run = CascadeRun(spec, capacity_rows=batch)
-    scores = np.zeros((batch, classes), np.float32)
+    run = CascadeRun(spec, capacity_rows=most)
 
-    def decide() -> None:
+    def decide(batch: int) -> None:
+        scores = np.zeros((batch, classes), np.float32)
         arrivals = arrivals_from_policies([0], [batch], policies=[Policy()], now_ns=[0], default_deadline_us=1)
         run.admit(arrivals, [scores])
         if defer:
@@ -272,8 +307,9 @@ def _memory_bytes() -> int | None:
 
 def lines_of_timing(timing: Timing) -> Iterator[tuple[str, ...]]:
     """Table lines for people: who, batch, ms per call with quartiles, ms per row."""
-    stages = ((f"runtime, {_FIRST}", timing.first_stage), (f"runtime, {_LATER}", timing.later_stage))
-    for name, calls in (*((one.name, one.calls) for one in timing.members), *stages):
+    parts = ((FIRST, timing.first_stage), (LATER, timing.later_stage), (PASSED, timing.passed_on))
+    runtime = [(f"runtime, {name}", calls) for name, calls in parts]
+    for name, calls in (*((one.name, one.calls) for one in timing.members), *runtime):
         for call in calls:
             spread = f"{call.low_ms:.4g} to {call.high_ms:.4g}"
             yield name, str(call.batch), f"{call.ms:.4g}", spread, f"{call.ms / call.batch:.4g}"

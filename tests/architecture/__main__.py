@@ -8,7 +8,7 @@ import sys
 from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
-MOST_MODULES = 280
+MOST_MODULES = 285
 MOST_LINES = 57_300
 
 

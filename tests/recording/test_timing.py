@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.__main__ import run
+from orchestrator.recording.served_timing import FIRST, LATER, PASSED, ServedCascade, parts_of
 from orchestrator.recording.timing import call_time, measured_rounds
 from orchestrator.spec.timing import timing_from_path
 from tests.recording.builders import NAMES, write_folder, write_member
@@ -16,7 +17,7 @@ QUICK = ("--rounds", "2", "--slot-ms", "0")
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     for seed, name in enumerate(("small", "large")):
-        write_member(tmp_path / "models", name, seed=seed, max_batch_size=8 if name == "small" else 64)
+        write_member(tmp_path / "models", name, seed=seed, macs=1 + seed, max_batch_size=8 if seed == 0 else 64)
     return tmp_path / "models"
 
 
@@ -37,9 +38,23 @@ def test_every_round_begins_with_another_call_and_counts_its_own_time() -> None:
     assert [name for name, _ in itertools.groupby(order)] == ["a", "b", "a", "b", "a"]
 
 
-def test_a_difference_below_nothing_is_none() -> None:
+def test_the_median_stands_between_the_quartiles_of_the_rounds() -> None:
     found = call_time(4, np.array([-1.0, 0.5, 2.0]))
-    assert (found.batch, found.low_ms, found.ms, found.high_ms) == (4, 0, 0.5, 1.25)
+    assert (found.batch, found.low_ms, found.ms, found.high_ms) == (4, -0.25, 0.5, 1.25)
+
+
+def test_what_a_served_cascade_adds_is_what_its_members_do_not_take() -> None:
+    served = ServedCascade(url="", name="c", stages=(("a",), ("b", "d")), pass_through="p")
+    figures = {("a", 1): 1, ("b", 1): 2, ("d", 1): 3, (FIRST, 1): 1.5, (LATER, 1): 6, (PASSED, 1): 1.25}
+    # The others take no more than one row in a call.
+    figures |= {("a", 8): 4, (FIRST, 8): 5, (LATER, 8): 50}
+    found = parts_of({key: np.array([float(ms)]) for key, ms in figures.items()}, served)
+    assert {key: {batch: part[0] for batch, part in parts.items()} for key, parts in found.items()} == {
+        FIRST: {1: 0.5, 8: 1},
+        # Asked from inside, the members of the second stage take less than from outside.
+        LATER: {1: -0.5, 8: 5},
+        PASSED: {1: 0.25},
+    }
 
 
 def test_members_are_timed_at_the_batches_they_take(repository: Path, tmp_path: Path) -> None:
@@ -73,6 +88,20 @@ def test_a_recording_times_its_members_on_the_same_rows(repository: Path, tmp_pa
     assert [one.name for one in timing_from_path(tmp_path / "timing.json").members] == ["small", "large"]
 
 
+@pytest.mark.slow  # starts a server
+def test_members_and_what_a_cascade_adds_are_timed_as_served(repository: Path, tmp_path: Path) -> None:
+    output = tmp_path / "timing.json"
+    words = ("small", "large", "--served", "--repository", repository, "--batches", "1,8,16", "-o", output)
+    assert run(["time", *map(str, words), *QUICK]) == 0
+    timing = timing_from_path(output)
+    assert timing.is_served
+    assert [call.batch for call in timing.by_name["large"].calls] == [1, 8, 16]
+    for calls in (timing.first_stage, timing.later_stage):
+        assert [call.batch for call in calls] == [1, 8, 16]
+    # The small member takes no more than 8 rows in a call, and nothing is split on the way to it.
+    assert [call.batch for call in timing.passed_on] == [1, 8]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -81,6 +110,8 @@ def test_a_recording_times_its_members_on_the_same_rows(repository: Path, tmp_pa
         (("small", "--batches", "0"), "--batches: got 0"),
         (("small", "-o", "."), "got a folder"),
         ((",",), "got none"),
+        (("small", "--served", "--url", "127.0.0.1:1"), "--served and --url"),
+        (("small", "--cascade", "c"), "expected --url with it"),
     ],
 )
 def test_what_cannot_be_timed_is_refused_in_one_line(

@@ -65,7 +65,7 @@ def test_no_rows_take_no_time_and_more_than_one_call_carries_take_several() -> N
 
 
 FAULTS = {
-    "calls[0].ms: got -1": lambda document: document["members"][0]["calls"][0].update(ms=-1),
+    "calls: got -1 ms for batch 1": lambda document: document["members"][0]["calls"][0].update(ms=-1),
     "got NaN": lambda document: document["members"][0]["calls"][0].update(ms=float("nan")),
     "calls: got batches [1, 1": lambda document: document["members"][0]["calls"][1].update(batch=1),
     "members: got a more than once": lambda document: document["members"][1].update(name="a"),
