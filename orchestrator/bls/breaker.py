@@ -9,7 +9,8 @@ A call counts as failed where the member answered none of its rows, also when as
 was given up at the time limit. Until it returns such a call holds a thread, so that `MOST_LOST` of them open a
 breaker.
 Rows that no member could take must not open it for everybody. Therefore a member is asked about a row that it has
-answered before, where the failure does not speak of the member itself; if it answers, the rows may be at fault.
+answered before, or a plain one as long as there is none, where the failure does not speak of the member itself; if
+it answers, the rows may be at fault.
 """
 
 import threading
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from orchestrator.bls.metrics import Counters
-from orchestrator.bls.rows import AnyRows, Rows
+from orchestrator.bls.rows import AnyRows, Rows, plain_row
 from orchestrator.spec import CascadeSpec
 
 # A breaker looks back so far, ...
@@ -176,10 +177,10 @@ class Breakers:
             if self._all[place].note(is_failed=output is None and is_certain, now_s=now_s):
                 self._trip(place, rows, failure, now_s)
 
-    def answers_known_row(self, place: int) -> bool:
-        """Asks a model about a row that it has answered; no where there is none, or its breaker is not closed."""
-        known = self._known.get(place)
-        return known is not None and self.is_closed(place) and self.ask(self._models[place][1], known) is None
+    def answers_another_row(self, place: int) -> bool:
+        """Asks a model about a row that it has answered, or a plain one; no where its breaker is not closed."""
+        row = self._known[place] if place in self._known else plain_row(self.spec)
+        return self.is_closed(place) and self.ask(self._models[place][1], row) is None
 
     def give_up(self, place: int, rows: AnyRows) -> str:
         """Takes note that a call about rows (n, *dims) was given up at the time limit; returns why it failed."""

@@ -115,7 +115,7 @@ class Deriving:
             len(rows),
             size=model.max_batch_size,
             owners=owners,
-            answers_others=partial(self._breakers.answers_known_row, place),
+            answers_others=partial(self._breakers.answers_another_row, place),
         )
         with self._lock:
             call.deriving = None

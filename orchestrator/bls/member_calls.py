@@ -210,7 +210,7 @@ class MemberCalls:
         if said is not None and any(output.shape != expected for output in said):
             said = None
         place, output = self._breakers.prefix, None if said is None else said[0]
-        is_certain = output is None and not self._breakers.answers_known_row(place)
+        is_certain = output is None and not self._breakers.answers_another_row(place)
         self._breakers.note(place, rows, output, failure=failure, is_certain=is_certain)
         return said
 
@@ -375,7 +375,7 @@ class MemberCalls:
                 owners=owners,
                 first=first,
                 starts=starts,
-                answers_others=partial(self._breakers.answers_known_row, place),
+                answers_others=partial(self._breakers.answers_another_row, place),
             )
             outputs = pieces.outputs(rows)
         except Exception as error:  # a caller waits: whatever broke must become its answer

@@ -13,8 +13,8 @@ bound:
 Rows left then fail without being asked about. A member that is not there is asked once and no more.
 
 A request is itself at fault where a member refuses its rows, answers others, and refuses its rows alone. The
-others are of the same batch, or else a row that it has answered before. Then the client hears INVALID_ARGUMENT. It
-hears UNAVAILABLE, which says to try again, where the member may be at fault.
+others are of the same batch, or else a row that it has answered before, or a plain one. Then the client hears
+INVALID_ARGUMENT. It hears UNAVAILABLE, which says to try again, where the member may be at fault.
 """
 
 import queue
@@ -234,7 +234,7 @@ class Gate:
             owners: called only when a part was refused.
             first: the refusal of the first part, where that was asked about already.
             starts: further rows that a part begins with.
-            answers_others: whether the member answers a row that it has answered before.
+            answers_others: whether the member answers a row that is none of these.
         """
         depth = (min(size, rows) - 1).bit_length()
         # A bad row costs both halves at every level, and itself again at the end.

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import InputError
-from orchestrator.spec import InputSpec, RowTensor
+from orchestrator.spec import CascadeSpec, InputSpec, RowTensor
 
 Rows = npt.NDArray[Any]
 
@@ -136,6 +136,15 @@ def _rows_of(output: Rows, axis: int | None, lengths: npt.NDArray[np.int64] | No
         return objects(list(output))
     parts = [(*(slice(None),) * axis, slice(int(length))) for length in lengths]
     return objects([row[part] for row, part in zip(output, parts, strict=True)])
+
+
+def plain_row(spec: CascadeSpec) -> AnyRows:
+    """A row (1, *dims) that most models take: zeros, lengths of one, and a letter for text."""
+    columns: dict[str, Rows] = {}
+    for tensor in spec.inputs:
+        row = np.full([max(1, size) for size in tensor.dims], b"a" if tensor.is_text else 0, tensor.numpy_dtype)
+        columns[tensor.name] = row[None] if tensor.length_axis is None else objects([row])
+    return columns[spec.input.name] if spec.has_one_tensor else RowTensors(columns)
 
 
 class OneTensor:

@@ -212,12 +212,14 @@ def test_where_stage_0_is_open_everything_is_refused_at_once(tmp_path: Path) -> 
     assert all(one.error().message().startswith("stage 0 member small: not asked") for one in refused)
 
 
-def test_rows_that_a_member_cannot_take_do_not_open_it_for_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_answered", [True, False])
+def test_rows_that_a_member_cannot_take_do_not_open_it_for_others(tmp_path: Path, has_answered: bool) -> None:
     member = Failing(large)
     member.is_down = False
     bad = np.where(np.arange(2 * K) < K, HARD, -1).astype(np.float32)
     with loaded(tmp_path, fake := usual(large=member)) as model:
-        ask_often(model, HARD, 1)
+        if has_answered:  # else it is asked about a plain row
+            ask_often(model, HARD, 1)
         refused = ask_often(model, bad, 3 * LEAST_CALLS)
         assert state_of(fake, model) == CLOSED
         (fine,) = ask_all(model, [asking(HARD)])
@@ -229,7 +231,11 @@ def test_rows_that_a_member_cannot_take_do_not_open_it_for_others(tmp_path: Path
 def test_where_nothing_was_ever_answered_a_newer_row_takes_the_place_of_a_bad_one_in_probes(
     tmp_path: Path,
 ) -> None:
-    member = Failing(large)
+    def not_zeros(rows: np.ndarray) -> np.ndarray:
+        assert rows.any(axis=1).all(), "a plain row"
+        return large(rows)
+
+    member = Failing(not_zeros)
     member.is_down = False
     bad = np.where(np.arange(2 * K) < K, HARD, -1).astype(np.float32)
     with loaded(tmp_path, fake := usual(large=member)) as model:

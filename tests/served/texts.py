@@ -64,6 +64,11 @@ class ServedTexts:
         """What replay says of every text."""
         return replay(self.spec(TEXT), self.records)
 
+    @cached_property
+    def sure(self) -> np.ndarray:
+        """Places of the texts whose exits rounding cannot change."""
+        return np.sort(np.concatenate(self.known.by_stage))
+
     def assert_right(self, places: Sequence[int], outputs: Mapping[str, np.ndarray]) -> None:
         """Served answers about some texts are those of replay."""
         assert self.known.outcome(np.array(places, np.intp), outputs) == RIGHT, outputs

@@ -1,0 +1,204 @@
+"""A cascade of text on the real server: served equals replay, by our commands too, and what is refused."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from orchestrator.planner.records import records_from_path
+from orchestrator.spec.answer import ANSWER_COLUMNS
+from tests.commands import printed_by
+from tests.served.asking import client_of
+from tests.served.texts import LAST_BUCKET, MEMBERS, MOST_TOKENS, STRICT, TEXT, TOKENIZER, TOKENS, ServedTexts
+
+pytestmark = [pytest.mark.triton, pytest.mark.export, pytest.mark.timeout(120)]
+Tensors = dict[str, np.ndarray]
+
+
+async def ask(client: triton.InferenceServerClient, model: str, tensors: Tensors) -> dict[str, np.ndarray]:
+    sent = []
+    for name, array in tensors.items():
+        sent.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+        sent[-1].set_data_from_numpy(array)
+    result = await client.infer(model, sent, client_timeout=60.0)
+    return {name: result.as_numpy(name) for name in ANSWER_COLUMNS}
+
+
+async def refusal(client: triton.InferenceServerClient, model: str, tensors: Tensors) -> tuple[str, str]:
+    with pytest.raises(InferenceServerException) as caught:
+        await ask(client, model, tensors)
+    message = str(caught.value.message())
+    assert "\n" not in message
+    assert len(message) < 4096
+    return str(caught.value.status()).removeprefix("StatusCode."), message
+
+
+async def all_answered(served: ServedTexts, requests: Iterable[list[int]], in_flight: int = 64) -> int:
+    """Asks about texts, so many requests at a time; each answer must be replay's. Gives the number of rows."""
+    turns = asyncio.Semaphore(in_flight)
+    async with client_of(served.server.grpc_address) as client:
+
+        async def one(places: list[int]) -> int:
+            async with turns:
+                outputs = await ask(client, TEXT, {"text": served.rows(*places)})
+            # Near a threshold rounding decides, which differs with the rows of a batch.
+            sure = np.isin(places, served.sure)
+            served.assert_right(np.array(places)[sure], {name: column[sure] for name, column in outputs.items()})
+            return int(sure.sum())
+
+        return sum(await asyncio.gather(*(one(places) for places in requests)))
+
+
+def requests_of(served: ServedTexts, *sizes: int, seed: int = 0) -> list[list[int]]:
+    """Every text once for each size, in requests of that many in random order."""
+    draws, made = np.random.default_rng(seed), []
+    for size in sizes:
+        order = draws.permutation(len(served.texts))
+        made += [order[start : start + size].tolist() for start in range(0, len(order), size)]
+    return made
+
+
+def test_every_text_is_answered_as_replay_says_with_64_requests_in_flight(served_texts: ServedTexts) -> None:
+    rows = asyncio.run(all_answered(served_texts, requests_of(served_texts, 1, 5)))
+    assert rows == 2 * len(served_texts.sure) >= 400
+    lengths = [len(text) for text in served_texts.texts]
+    assert min(lengths) < 20, "no short texts"
+    assert max(lengths) > 300, "no long texts"
+    assert set(served_texts.answers.exit_stage) == {0, 1, 2}
+
+
+@pytest.mark.slow  # thousands of rows
+def test_thousands_of_rows_in_requests_of_any_size_are_answered_as_replay_says(served_texts: ServedTexts) -> None:
+    requests = [one for seed in range(5) for one in requests_of(served_texts, 1, 2, 7, 32, seed=seed)]
+    assert asyncio.run(all_answered(served_texts, requests)) == 20 * len(served_texts.sure)
+
+
+def test_batch_answers_a_table_as_replay_says(
+    served_texts: ServedTexts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "answers.npz"
+    said = printed_by(
+        ["batch", served_texts.table, out, "--model", TEXT, "--text", "body", *at(served_texts)], capsys
+    )
+    assert f"{len(served_texts.texts)} of {len(served_texts.texts)} rows answered" in said
+    with np.load(out) as found:
+        sure = served_texts.sure
+        assert found["id"].tolist() == list(range(len(served_texts.texts)))
+        assert found["label"][sure].tolist() == served_texts.answers.label[sure].tolist()
+        assert found["exit_stage"][sure].tolist() == served_texts.answers.exit_stage[sure].tolist()
+
+
+def test_batch_leaves_out_rows_that_are_refused_and_says_why(
+    served_texts: ServedTexts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The first that this cascade is ever asked about.
+    texts = ["Draw a line", "", None, "Fit a linear model", "\0"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    out = tmp_path / "answers.npz"
+    words = ["batch", tmp_path / "in.jsonl", out, "--model", STRICT, "--text", "body", *at(served_texts)]
+    assert "2 of 5 rows answered, 3 refused" in printed_by(words, capsys)
+    with np.load(out) as found:
+        assert found["id"].tolist() == [0, 3]
+    refused = [json.loads(line) for line in out.with_suffix(".refused.jsonl").read_text().splitlines()]
+    reasons = {line["id"]: line["reason"] for line in refused}
+    assert "got null" in reasons[2]
+    assert all("got a text without a token" in reasons[row] for row in (1, 4)), reasons
+
+
+def at(served: ServedTexts) -> list[object]:
+    return ["--url", served.server.grpc_address, "--repository", served.repository]
+
+
+def test_infer_names_classes_and_explains(served_texts: ServedTexts, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [served_texts.texts[place] for place in served_texts.sure[:3]]
+    printed = printed_by(["infer", "--model", TEXT, *texts, "--json", "--explain", *at(served_texts)], capsys)
+    rows = json.loads(printed)["rows"]
+    assert [row["label"] for row in rows] == served_texts.answers.label[served_texts.sure[:3]].tolist()
+    assert all(row["label_name"] for row in rows)
+
+
+def test_members_are_recorded_on_the_server_as_in_this_process(
+    served_texts: ServedTexts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "records.npz"
+    words = ["--data", served_texts.table, "--text", "body", "--derive", TOKENIZER, "--limit", 40, "-o", out]
+    printed_by(["record", *MEMBERS, *words, *at(served_texts)], capsys)
+    found = records_from_path(out)
+    kept = np.searchsorted(served_texts.records.ids.astype(int), found.ids.astype(int))
+    for name in MEMBERS:
+        np.testing.assert_allclose(found.outputs[name], served_texts.records.outputs[name][kept], atol=1e-4)
+
+
+LINES = "Get and set the axes of a figure, and draw lines of any width"
+IDS = np.array([[2, 5, 6, 3]])
+ONES = np.ones_like(IDS)
+
+
+def text(*values: str | bytes) -> Tensors:
+    return {"text": np.array([[value] for value in values], object)}
+
+
+def tokens(ids: np.ndarray = IDS, mask: np.ndarray | None = None, **more: np.ndarray) -> Tensors:
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids) if mask is None else mask, **more}
+
+
+# The cascade, a request, and words of its only answer.
+BAD: dict[str, tuple[str, Tensors, str]] = {
+    "empty": (TEXT, text(""), "tokenizer: text: row 0: got a text without a token"),
+    "spaces": (STRICT, text("  \t"), "strict_tokenizer: text: row 0: got a text without a token"),
+    "not UTF-8, at a member": (TEXT, text(b"\xff\xfe"), "stage 0 member docstrings_linear: text is not UTF-8"),
+    "not UTF-8, at a tokenizer": (STRICT, text(b"cut \xc3"), "got byte 0xc3 at 4, which is not UTF-8"),
+    "more tokens than the tokenizer takes": (STRICT, text(f"{LINES}, {LINES}"), f"expected at most {MOST_TOKENS}"),
+    "more tokens than the last bucket": (
+        STRICT,
+        text("a b c d e f g h i j k l m"),
+        f"at most {LAST_BUCKET}, the last",
+    ),
+    "ten megabytes": (TEXT, text(b"x" * 10_000_000), "got 10000000 bytes, expected at most 262144"),
+    "one bad text of three": (STRICT, text("Draw a line", b"\xff", "Fit"), "row 1: got byte 0xff at 0"),
+    "an id outside the vocabulary": (TOKENS, tokens(IDS * 10**6), "indices element out of data bounds"),
+    "a mask that is shorter": (TOKENS, tokens(mask=ONES[:, :2]), "stage 0 member docstrings_tiny"),
+    "longer than every bucket": (TOKENS, tokens(np.ones((1, 97), np.int64)), "got length 97, expected at most 96"),
+    "no values": (TOKENS, tokens(IDS[:, :0]), "input input_ids: got shape [1, 0]"),
+    "other numbers of rows": (TOKENS, tokens(IDS.repeat(2, axis=0), ONES), "batch size"),
+    "a missing tensor": (TOKENS, {"input_ids": IDS}, "expected 2 inputs but got 1"),
+    "an extra tensor": (TOKENS, tokens(token_type_ids=ONES), "expected 2 inputs but got 3"),
+    "another dtype": (TOKENS, tokens(IDS.astype(np.int32), ONES), "INT32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_is_refused_in_one_line_and_neighbours_in_flight_are_answered(
+    served_texts: ServedTexts, name: str
+) -> None:
+    model, tensors, words = BAD[name]
+
+    async def run() -> None:
+        async with client_of(served_texts.server.grpc_address) as client:
+            bad = [asyncio.create_task(refusal(client, model, tensors)) for _ in range(3)]
+            await all_answered(served_texts, requests_of(served_texts, 3)[:40])
+            for task in bad:
+                code, message = await task
+                assert code == "INVALID_ARGUMENT", message
+                assert words in message
+                assert "try again" not in message
+
+    asyncio.run(run())
+
+
+def test_what_a_text_may_be_is_answered(served_texts: ServedTexts) -> None:
+    """Texts of many tokens are cut, other letters are text, and a mask of zeros gets some answer."""
+
+    async def run() -> None:
+        async with client_of(served_texts.server.grpc_address) as client:
+            for given in (LINES * 50, "\u65e5\u672c\u8a9e" * 2000, "zero \0 inside", "\U0001f600 smile"):
+                await ask(client, TEXT, text(given))
+            found = await ask(client, TOKENS, tokens(mask=ONES * 0))
+            assert np.isfinite(found["probabilities"]).all()
+
+    asyncio.run(run())
