@@ -1,6 +1,7 @@
 """Everything the report shows, as plain numbers; nothing here draws or writes."""
 
 import base64
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from orchestrator.planner.dataset_split import split_from_ids
 from orchestrator.planner.intervals import clopper_pearson_ends, paired_difference
 from orchestrator.planner.plan import FrontierPoint
+from orchestrator.planner.predict import Prediction
 from orchestrator.planner.records import Records
 from orchestrator.report.inputs import (
     F32,
@@ -257,7 +259,7 @@ class Report:
         comparison: the plan and its reference; None without accuracy.
         reliability: members, then the plan; empty without accuracy.
         classes: empty without accuracy.
-        certificate, calibration: facts of the planner, as JSON values; empty if there are none.
+        certificate, calibration, clock: facts of the planner, as JSON values; empty if there are none.
         outputs: answers of all stages, for the sliders.
         stage_correct: bool (s, n), whether the answer of each stage is correct.
     """
@@ -279,6 +281,7 @@ class Report:
     histograms: tuple[ScoreHistogram, ...]
     certificate: Mapping[str, Any]
     calibration: Mapping[str, Any]
+    clock: Mapping[str, Any]
     outputs: StageOutputs = field(repr=False)
     stage_correct: Bools = field(repr=False)
 
@@ -331,9 +334,17 @@ def report_from_records(
         histograms=tuple(score_histogram(found, stage) for stage in range(len(spec.stages))),
         certificate=extra.get("guarantee", {}),
         calibration=extra.get("calibration", {}),
+        clock=_clock(extra),
         outputs=outputs,
         stage_correct=found.stage_correct,
     )
+
+
+def _clock(extra: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the planner predicted in time; nothing where that is missing, or was written by somebody else."""
+    facts = extra.get("timing")
+    known = {field.name for field in dataclasses.fields(Prediction)} | {"machine", "asked", "alternatives"}
+    return facts if isinstance(facts, dict) and known <= set(facts) else {}
 
 
 def _certify_quality(spec: CascadeSpec, records: Records, correct: Bools) -> Share | None:

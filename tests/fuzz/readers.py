@@ -37,6 +37,7 @@ from orchestrator.spec import (
 )
 from orchestrator.spec.manifest import json_from_manifest
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
+from orchestrator.spec.timing import json_from_timing, timing_from_path
 from tests.fuzz.documents import VALUES, archive, array_file, changed_bytes, changed_json
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -90,6 +91,10 @@ def _file(data: bytes, ending: str) -> Iterator[Path]:
         path = Path(folder) / f"document{ending}"
         path.write_bytes(data)
         yield path
+
+
+def _timing(data: bytes) -> None:
+    _is_read_again(data, timing_from_path, json_from_timing)
 
 
 def _is_read_again(data: bytes, read: Callable[[Path], Any], write: Callable[[Any], str]) -> None:
@@ -245,6 +250,7 @@ READERS = {
     for reader in (
         Reader(name="plan", read=_plan, documents=_json_documents),
         Reader(name="manifest", read=_manifest, documents=_json_documents),
+        Reader(name="timing", read=_timing, documents=_json_documents),
         Reader(
             name="records",
             read=_records,

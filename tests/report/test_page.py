@@ -346,3 +346,22 @@ def test_a_reference_that_stands_in_is_said_to() -> None:
 
 def test_the_mean_cost_on_the_rows_a_budget_was_kept_on_stands_beside_that_of_all() -> None:
     assert "8 M MACs on the 400 it was chosen on" in page(**FACTS)
+
+
+CLOCK = {
+    "load": "batches of 8", "ms": 0.5, "high_ms": 2.5, "rows_per_s": 2000.0, "busiest": None, "knee": 8,
+    "stages": [{"members": ["a<b"], "reach": 1.0, "batch": 8.0, "ms": 0.5, "load": 1.0}],
+    "asked": "onnxruntime", "machine": {"cpu": "a processor", "cores": 2, "platform": "Linux"}, "alternatives": [],
+}  # fmt: skip
+
+
+def test_what_was_predicted_by_the_clock_has_a_section() -> None:
+    text = Page(undrawn(with_facts(made_plan(fit=made_fit()), timing=CLOCK), made_records())).text
+    assert "0.5 ms per row on average, at most 2.5 for 99 % of the rows" in text
+    assert "a<b" in text
+
+
+@pytest.mark.parametrize("facts", [{}, 5, {"ms": 1}])
+def test_a_plan_without_a_prediction_has_no_such_section(facts: object) -> None:
+    text = Page(undrawn(with_facts(made_plan(fit=made_fit()), timing=facts), made_records())).text
+    assert "By the clock" not in text
