@@ -174,7 +174,7 @@ class Deriving:
             if not fits or output.dtype != tensor.numpy_dtype:
                 expected = f"{tensor.numpy_dtype} {list(shape)}"
                 text = f"output {name} is {output.dtype} {list(output.shape)}, expected {expected}"
-                return Refusal(text, is_final=True)
+                return Refusal(text)
         return said
 
     def _own(self, model: Derived, outputs: Sequence[Rows]) -> dict[str, Rows]:

@@ -398,7 +398,7 @@ class MemberCalls:
         if isinstance(said, Refusal) or said[0].shape == expected:
             return said
         wrong = f"output {member.output} has shape {list(said[0].shape)}, expected {list(expected)}"
-        return Refusal(wrong, is_final=True)
+        return Refusal(wrong)
 
     def _fault_of(self, model: str, row: AnyRows) -> str | None:
         """Why a model of the plan does not answer a row (1, *dims); None where it does."""
@@ -454,7 +454,10 @@ class MemberCalls:
         version: int | None = None,
         kinds: str = _NUMBERS,
     ) -> list[Rows] | Refusal:
-        """One call; a refusal is final where it speaks of the model and not of what it was asked."""
+        """One call; a refusal is final where any other rows would be refused now, because the model is not there.
+
+        What a model that is there answers may be odd for some rows alone, such as texts that it leaves out.
+        """
         request = self.pb.InferenceRequest(
             model_name=model,
             model_version=self.versions.get(model, ANY_VERSION) if version is None else version,
@@ -475,11 +478,11 @@ class MemberCalls:
         for name in outputs:
             output = self.pb.get_output_tensor_by_name(response, name)
             if output is None:
-                return Refusal(f"answered without its output {name}", is_final=True)
+                return Refusal(f"answered without its output {name}")
             array = output.as_numpy()
             if array.dtype.kind not in kinds:
                 got = "text" if array.dtype.kind in "OSU" else array.dtype
-                return Refusal(f"output {name} holds {got}, expected numbers", is_final=True)
+                return Refusal(f"output {name} holds {got}, expected numbers")
             # The view dies with the response, which frees its shared memory; the sums outlive it.
             arrays.append(array.copy())
         return arrays

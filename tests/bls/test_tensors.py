@@ -60,6 +60,7 @@ def refusal(response: InferenceResponse) -> tuple[int, str]:
     return error.code(), error.message()
 
 
+ODD_TEXT = b"1,2,3,4,5,6"
 TEXT = SEVERAL.tensors(np.stack([EASY]))["text"]
 X = np.stack([EASY])
 
@@ -266,6 +267,32 @@ def test_a_deriving_model_that_fails_counts_as_the_members_that_read_what_it_mak
             (response,) = ask_all(cascade, [asking(kind, HARD)])
         assert label(response) == [0]
         assert int(response.column("status")[0, 0]) & DEGRADED
+
+
+def left_out(given: Any) -> Any:
+    return {name: output[given["words"][:, 0] != ODD_TEXT] for name, output in derive(given).items()}
+
+
+def without_mask(given: Any) -> Any:
+    made = derive(given)
+    return made if ODD_TEXT not in given["words"] else {"input_ids": made["input_ids"]}
+
+
+def in_other_bits(given: Any) -> Any:
+    made = derive(given)
+    return made if ODD_TEXT not in given["words"] else {name: one.astype(np.int32) for name, one in made.items()}
+
+
+@pytest.mark.parametrize("derives", [left_out, without_mask, in_other_bits])
+def test_a_text_that_makes_odd_outputs_fails_its_request_alone(
+    tmp_path: Path, derives: Callable[[Any], Any]
+) -> None:
+    fake = server(AT_ONCE, **{DERIVING: derives})
+    bad = asking(AT_ONCE, EASY, text=np.array([[ODD_TEXT]], object))
+    with loaded(tmp_path, fake, spec_of(AT_ONCE)) as model:
+        first, refused, last = ask_all(model, [asking(AT_ONCE, EASY), bad, asking(AT_ONCE, HARD)])
+    assert (label(first), label(last)) == ([0], [2])
+    assert refusal(refused)[0] == TritonError.INVALID_ARG
 
 
 def test_one_bad_text_fails_its_request_alone(tmp_path: Path) -> None:

@@ -60,7 +60,11 @@ class TritonPythonModel:
         said = np.ascontiguousarray(rows[:, self.place * {K} : (self.place + 1) * {K}], np.float32)
         return pb.InferenceResponse([pb.Tensor("logits", said)])
 """
-TOKENS = """
+# The last number of a text, which tells the deriving model to misbehave.
+FAIL, FEWER, ODD, LESS = ORDERS = range(90, 94)
+TOKENS = (
+    f"FAIL, FEWER, ODD, LESS = {list(ORDERS)}"
+    + """
 import numpy as np
 import triton_python_backend_utils as pb
 
@@ -75,12 +79,20 @@ class TritonPythonModel:
             rows = [[float(word) for word in text.split(b",")] for text in texts]
         except ValueError:
             return pb.InferenceResponse([], pb.TritonError("no numbers"))
+        order = max(row[-1] for row in rows)
+        if order == FAIL:
+            raise RuntimeError("out of order")
+        if order == FEWER:
+            rows = rows[1:] or rows * 2
         rows = [row + [7.0] * (int(sum(map(abs, row)) * 10) % 4) for row in rows]
         longest = max(map(len, rows))
         ids = np.array([row + [-1.0] * (longest - len(row)) for row in rows], np.float32)
         mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows], np.int64)
-        return pb.InferenceResponse([pb.Tensor("input_ids", ids), pb.Tensor("mask", mask)])
+        ids = ids.astype(np.int32 if order == ODD else np.float32)
+        tensors = [pb.Tensor("input_ids", ids), pb.Tensor("mask", mask)]
+        return pb.InferenceResponse(tensors[: 1 if order == LESS else 2])
 """
+)
 TYPES = {"text": ("STRING", 1), "pixels": ("FP32", WIDTH), "input_ids": ("FP32", -1), "mask": ("INT64", -1)}
 
 
@@ -202,6 +214,11 @@ def assert_said(said: tuple[str, str], code: str, words: str) -> None:
     assert words in said[1], said
 
 
+def ordered(order: int) -> dict[str, np.ndarray]:
+    """A text that stage 0 is unsure of, and that makes the deriving model misbehave."""
+    return DERIVED.tensors(np.array([[0.0] * (WIDTH - 1) + [order]], np.float32))
+
+
 TEXTS = SEVERAL.tensors(ROWS[:2])
 LONG = {name: array.repeat(3, axis=1) for name, array in LENGTHS.tensors(ROWS[:1]).items()}
 ONE = LENGTHS.tensors(ROWS[:1])
@@ -225,6 +242,10 @@ BAD: dict[str, list[Bad]] = {
     DERIVED.name: [
         ({"text": np.array([[b"no numbers"]], object)}, "INVALID_ARGUMENT", "member text_small"),
         ({"text": np.array([[b"\xff\xfe"]], object)}, "INVALID_ARGUMENT", "member text_small"),
+        (ordered(FAIL), "INVALID_ARGUMENT", "tokens: "),
+        (ordered(FEWER), "INVALID_ARGUMENT", "tokens: "),
+        (ordered(ODD), "INVALID_ARGUMENT", "tokens: "),
+        (ordered(LESS), "INVALID_ARGUMENT", "tokens: answered without its output mask"),
     ],
 }
 
