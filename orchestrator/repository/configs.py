@@ -60,7 +60,7 @@ def member_config(manifest: Manifest, *, device: str = "cpu") -> pb.ModelConfig:
     """The configuration of an exported member on a "cpu" or "gpu".
 
     Both warm the model up with the smallest batch, so that no client waits for the work of a session's first run.
-    On a GPU the largest batch is run too, so that its memory is taken then.
+    On a GPU the largest batch is run too, of the longest rows, so that its memory is taken then.
 
     Raises:
         RepositoryError: a model file of a kind no backend here reads, or an unknown dtype.
@@ -106,16 +106,32 @@ def _member_config(manifest: Manifest, device: str) -> pb.ModelConfig:
         config.parameters["cudnn_conv_algo_search"].string_value = HEURISTIC
     # No `cc_model_filenames`: engines are built where they are served, so a folder holds the engine of its own
     # GPU, which the manifest names.
-    if all(-1 not in one.dims for one in manifest.inputs):  # Triton can warm up with fixed shapes only
-        sizes = {_smallest_batch(manifest), *([manifest.max_batch_size] if on_gpu else [])}
-        zeros = {
-            one.name: pb.ModelWarmup.Input(data_type=one.data_type, dims=one.dims, zero_data=True)
-            for one in config.input
-        }
-        config.model_warmup.extend(
-            pb.ModelWarmup(name=f"batch_{size}", batch_size=size, count=1, inputs=zeros) for size in sorted(sizes)
-        )
+    config.model_warmup.extend(_warmup(manifest, on_gpu=on_gpu))
     return config
+
+
+def _warmup(manifest: Manifest, *, on_gpu: bool) -> list[pb.ModelWarmup]:
+    """Requests of zeros; none for a member with a free size that is no length which its manifest knows."""
+    length = manifest.length
+    free = {one.name for one in manifest.inputs if -1 in one.dims}
+    if any(one.dims.count(-1) > 1 for one in manifest.inputs) or not free <= set(length.pad if length else ()):
+        return []
+    # A usual row, the one whose work the manifest names, and on a GPU the most that a request may bring.
+    runs = {_smallest_batch(manifest): length and length.macs_at}
+    if on_gpu:
+        runs[manifest.max_batch_size] = length and length.longest
+    made = []
+    for batch, positions in sorted(runs.items()):
+        zeros = {
+            one.name: pb.ModelWarmup.Input(
+                data_type=triton_type(one.dtype),
+                dims=[positions if size == -1 else size for size in one.dims],
+                zero_data=True,
+            )
+            for one in manifest.inputs
+        }
+        made.append(pb.ModelWarmup(name=f"batch_{batch}", batch_size=batch, count=1, inputs=zeros))
+    return made
 
 
 def deriving_config(manifest: DerivingManifest) -> pb.ModelConfig:

@@ -12,7 +12,7 @@ from orchestrator.repository.configs import (
     member_config,
     triton_type,
 )
-from orchestrator.spec import Member, Stage, TensorSpec
+from orchestrator.spec import Member, RowLength, Stage, TensorSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from tests.repository.builders import TOKENS, manifest_of, spec_of
 
@@ -94,7 +94,14 @@ def test_a_member_of_several_inputs_has_them_all_and_is_warmed_up_where_their_si
     assert [(one.name, one.data_type, list(one.dims)) for one in config.input] == [
         ("input_ids", pb.TYPE_INT64, [-1]), ("attention_mask", pb.TYPE_INT64, [-1])
     ]  # fmt: skip
-    assert not config.model_warmup
+    assert not config.model_warmup, "nobody knows which lengths it takes"
+    length = RowLength(longest=512, pad={one.name: 0 for one in TOKENS}, macs_at=32, macs_coefficients=(0, 1, 0))
+    for device, runs in (("cpu", [(1, 32)]), ("gpu", [(1, 32), (8, 512)])):
+        config = member_config(manifest_of("text", "0" * 64, inputs=TOKENS, length=length), device=device)
+        found = [
+            (one.batch_size, [list(part.dims) for part in one.inputs.values()]) for one in config.model_warmup
+        ]
+        assert found == [(batch, [[size], [size]]) for batch, size in runs]
     fixed = tuple(dataclasses.replace(one, dims=(7,)) for one in TOKENS)
     warmup = member_config(manifest_of("text", "0" * 64, inputs=fixed)).model_warmup
     assert [{name: list(one.dims) for name, one in each.inputs.items()} for each in warmup] == [

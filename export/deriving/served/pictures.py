@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image  # noqa: F401 - here, so that a missing Pillow is found when the model is loaded
+from PIL import Image
 
 
 class PictureRowError(ValueError):
@@ -42,6 +42,8 @@ class RowPixels:
         self._decoding.keep_quiet()
         self._output, self._max_bytes = output, max_bytes
         self._how = {"preprocess": SimpleNamespace(**preprocess), "dtype": dtype, "dims": tuple(dims)}
+        # Pillow imports what reads its formats with the first picture, a quarter of a second in which others wait.
+        Image.init()
 
     def __call__(self, rows: Sequence[object], _wanted: Sequence[str] = ()) -> dict[str, npt.NDArray[Any]]:
         """The output (n, *dims) of n pictures as bytes; PictureRowError names the first that makes no row."""
