@@ -22,6 +22,7 @@ $(VENV)/.demo: requirements/demo.lock pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.lock pyproject.toml | $(BIN)/python
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: the lock for development is for Python 3.11 and 3.12; remove .venv, then make setup PYTHON=python3.12"; exit 1; }
 	$(PIP) install -q torch==2.13.0
 	$(PIP) install -q -r requirements/dev.lock
 	$(PIP) install -q --no-deps -e .
