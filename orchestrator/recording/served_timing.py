@@ -178,14 +178,16 @@ def cascade_calls(
     }
 
 
-def parts_of(found: Mapping[tuple[str, int], Floats], cascade: ServedCascade) -> dict[str, dict[int, Floats]]:
+def parts_of(
+    found: Mapping[tuple[str, int], Floats], stages: Sequence[Sequence[str]]
+) -> dict[str, dict[int, Floats]]:
     """What each part adds, per batch: FIRST and LATER beyond their members, PASSED beyond the first one.
 
-    `found` has milliseconds per round of members and requests. A member that takes fewer rows in one call has its
-    largest so many times.
+    `found` has milliseconds per round of members and requests, `stages` the members of the first two. A member
+    that takes fewer rows in one call has its largest so many times.
     """
     parts: dict[str, dict[int, Floats]] = {FIRST: {}, LATER: {}, PASSED: {}}
-    beyond = {FIRST: cascade.stages[0], LATER: (FIRST, *cascade.stages[-1]), PASSED: cascade.stages[0]}
+    beyond = {FIRST: stages[0], LATER: (FIRST, *stages[-1]), PASSED: stages[0]}
     for (key, batch), whole in found.items():
         if key in parts:
             parts[key][batch] = whole - sum(_taken(found, name, batch) for name in beyond[key])

@@ -166,9 +166,10 @@ def time_members(
             grown = None if url is not None or before is None or after is None else max(0, after - before)
             timed.append(replace(one, memory_bytes=grown))
         calls = {(one.name, batch): _asking(one, batch) for one in timed for batch in one.batches}
-        if url is None:
-            calls |= _decisions(timed[0].pool.classes, options.batches)
-        elif cascade is not None:
+        local = None if url is not None else _local_cascade(timed)
+        if local is not None:
+            calls |= local.calls(options.batches)
+        elif url is not None and cascade is not None:
             # A fifth of a second to import, and not needed for members in this process.
             from orchestrator.client.over_grpc import GrpcClient
 
@@ -177,8 +178,8 @@ def time_members(
             calls |= cascade_calls(client, cascade, options.batches, rows_for=given)
         with progress(f"timing {len(timed)} members", options.rounds * len(calls)) as advance:
             found = measured_rounds(calls, rounds=options.rounds, slot_s=options.slot_s, advance=advance)
-    decisions = {FIRST: by_batch(found, FIRST), LATER: by_batch(found, LATER), PASSED: {}}
-    parts = decisions if cascade is None else parts_of(found, cascade)
+    known = local or cascade
+    parts = parts_of(found, (("",),) if known is None else known.stages)
     return Timing(
         asked=timed[0].pool.asked,
         machine=machine_here(),
@@ -189,11 +190,6 @@ def time_members(
         later_stage=_call_times(parts[LATER]),
         passed_on=_call_times(parts[PASSED]),
     )
-
-
-def by_batch(found: Mapping[tuple[str, int], Floats], name: str) -> dict[int, Floats]:
-    """The figures of one name."""
-    return {batch: figures for (one, batch), figures in found.items() if one == name}
 
 
 def _call_times(figures: Mapping[int, Floats]) -> tuple[CallTime, ...]:
@@ -210,10 +206,10 @@ def _rows_for(client: SyncClient, rows: AnyRows | None, options: TimeOptions, na
 
 @dataclass(frozen=True, kw_only=True)
 class _TimedMember:
-    """A member that is opened, and the batches it takes; `ask` asks about so many rows."""
+    """A member that is opened, and the batches that are timed; `ask` asks about so many rows, of any batch."""
 
     pool: RecordingPool
-    ask: Callable[[int], object]
+    ask: Callable[[int], npt.NDArray[np.float32]]
     batches: tuple[int, ...]
     memory_bytes: int | None = None
 
@@ -243,9 +239,9 @@ def _timed_member(pool: RecordingPool, options: TimeOptions, rows: AnyRows | Non
     limit = info.max_batch_size or MOST_ROWS
     # With its own largest call no larger batch is unknown: those are sent in several.
     batches = sorted({min(batch, limit) for batch in options.batches})
-    given = made_rows(info, batches[-1], length=options.length) if rows is None else rows
+    given = made_rows(info, max(options.batches), length=options.length) if rows is None else rows
     there = len(next(iter(given.values())) if isinstance(given, Mapping) else given)
-    by_batch = {batch: rows_at(given, np.arange(batch) % there) for batch in batches}
+    by_batch = {batch: rows_at(given, np.arange(batch) % there) for batch in (*batches, *options.batches)}
     return _TimedMember(pool=pool, ask=lambda batch: pool.scores(name, by_batch[batch]), batches=tuple(batches))
 
 
@@ -265,36 +261,52 @@ def _asking(one: _TimedMember, batch: int) -> Callable[[], object]:
     return lambda: one.ask(batch)
 
 
-def _decisions(classes: int, batches: Sequence[int]) -> dict[tuple[str, int], Callable[[], object]]:
-    """The decision core's own work for each batch: at one stage, and at a second one after it."""
-    run = {
-        FIRST: _deciding(classes, max(batches), defer=False),
-        LATER: _deciding(classes, max(batches), defer=True),
-    }
-    return {(key, batch): partial(decide, batch) for key, decide in run.items() for batch in batches}
+@dataclass(frozen=True, kw_only=True)
+class _LocalCascade:
+    """A cascade in this process of the two members that take the least, or of the only one, asked twice.
+
+    Its members are asked in turns with its decisions, because either is slower after the other than after itself.
+    """
+
+    first: _TimedMember
+    second: _TimedMember
+
+    @property
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the members."""
+        return (self.first.name,), (self.second.name,)
+
+    def calls(self, batches: Sequence[int]) -> dict[tuple[str, int], Callable[[], object]]:
+        """Batches that its first stage answers, and batches that it defers as a whole."""
+        most = max(batches)
+        run = {FIRST: self._answering(most, defer=False), LATER: self._answering(most, defer=True)}
+        return {(key, batch): partial(answer, batch) for key, answer in run.items() for batch in batches}
+
+    def _answering(self, most: int, *, defer: bool) -> Callable[[int], None]:
+        # No score is below 0 or above 1.
+        thresholds = (2.0 if defer else 0.0, None)
+        members = (Member(name=name, output="scores") for name in ("first", "second"))
+        spec = CascadeSpec(
+            name="timed",
+            inputs=(UNKNOWN_INPUT,),
+            classes=self.first.pool.classes,
+            stages=tuple(Stage(members=(one,), threshold=at) for one, at in zip(members, thresholds, strict=True)),
+        )
+        run = CascadeRun(spec, capacity_rows=most)
+
+        def answer(batch: int) -> None:
+            arrivals = arrivals_from_policies([0], [batch], policies=[Policy()], now_ns=[0], default_deadline_us=1)
+            run.admit(arrivals, [self.first.ask(batch)])
+            if defer:
+                run.feed(run.next(1, batch), [self.second.ask(batch)])
+
+        return answer
 
 
-def _deciding(classes: int, most: int, *, defer: bool) -> Callable[[int], None]:
-    """A cascade of two stages that answers batches of up to so many rows at the first, or defers all of them."""
-    members = (Member(name=name, output="scores") for name in ("first", "second"))
-    # No score is below 0 or above 1.
-    stages = zip(members, (2.0 if defer else 0.0, None), strict=True)
-    spec = CascadeSpec(
-        name="timed",
-        inputs=(UNKNOWN_INPUT,),
-        classes=classes,
-        stages=tuple(Stage(members=(member,), threshold=threshold) for member, threshold in stages),
-    )
-    run = CascadeRun(spec, capacity_rows=most)
-
-    def decide(batch: int) -> None:
-        scores = np.zeros((batch, classes), np.float32)
-        arrivals = arrivals_from_policies([0], [batch], policies=[Policy()], now_ns=[0], default_deadline_us=1)
-        run.admit(arrivals, [scores])
-        if defer:
-            run.feed(run.next(1, batch), [scores])
-
-    return decide
+def _local_cascade(timed: Sequence[_TimedMember]) -> _LocalCascade:
+    two = sorted(timed, key=lambda one: (one.pool.manifests[one.name].macs, one.name))[:2]
+    alike = two[0].pool.classes == two[-1].pool.classes
+    return _LocalCascade(first=two[0], second=two[-1] if alike else two[0])
 
 
 def _memory_bytes() -> int | None:

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import sys
 
-OFFLINE, SERVED = ("plan", "manifest", "records", "rows", "tables", "parameters"), ("http", "grpc")
+OFFLINE, SERVED = ("plan", "manifest", "timing", "records", "rows", "tables", "parameters"), ("http", "grpc")
 
 
 def main() -> int:

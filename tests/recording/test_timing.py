@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.__main__ import run
-from orchestrator.recording.served_timing import FIRST, LATER, PASSED, ServedCascade, parts_of
+from orchestrator.recording.served_timing import FIRST, LATER, PASSED, parts_of
 from orchestrator.recording.timing import call_time, measured_rounds
 from orchestrator.spec.timing import timing_from_path
 from tests.recording.builders import NAMES, write_folder, write_member
@@ -44,11 +44,10 @@ def test_the_median_stands_between_the_quartiles_of_the_rounds() -> None:
 
 
 def test_what_a_served_cascade_adds_is_what_its_members_do_not_take() -> None:
-    served = ServedCascade(url="", name="c", stages=(("a",), ("b", "d")), pass_through="p")
     figures = {("a", 1): 1, ("b", 1): 2, ("d", 1): 3, (FIRST, 1): 1.5, (LATER, 1): 6, (PASSED, 1): 1.25}
     # The others take no more than one row in a call.
     figures |= {("a", 8): 4, (FIRST, 8): 5, (LATER, 8): 50}
-    found = parts_of({key: np.array([float(ms)]) for key, ms in figures.items()}, served)
+    found = parts_of({key: np.array([float(ms)]) for key, ms in figures.items()}, (("a",), ("b", "d")))
     assert {key: {batch: part[0] for batch, part in parts.items()} for key, parts in found.items()} == {
         FIRST: {1: 0.5, 8: 1},
         # Asked from inside, the members of the second stage take less than from outside.
