@@ -21,7 +21,6 @@ from orchestrator.client.over_grpc import GrpcClient
 from orchestrator.decision import Policy
 from orchestrator.errors import DataError
 from orchestrator.pbtxt import CONFIG, text_from_config
-from orchestrator.planner.plan import without_unread
 from orchestrator.recording.scores import require_exported
 from orchestrator.repository.configs import cascade_config
 from orchestrator.repository.files import copy_model, write_all
@@ -145,12 +144,13 @@ def _cascade(members: Sequence[str], repository: Path) -> CascadeSpec:
 
 def _pass_through(spec: CascadeSpec) -> dict[str, bytes | str]:
     first = spec.members[0]
-    alone = without_unread(dataclasses.replace(spec, name=PASS_THROUGH, stages=(Stage(members=(first,)),)))
+    tensors = spec.tensors_of(first)
+    read = tuple(one for one in spec.inputs if one.name in tensors.values())
+    alone = dataclasses.replace(spec, name=PASS_THROUGH, inputs=read, stages=(Stage(members=(first,)),))
     config = cascade_config(alone)
     config.max_batch_size = first.max_batch_size
     del config.output[:]
     config.output.append(pb.ModelOutput(name=first.output, data_type=pb.TYPE_FP32, dims=[spec.classes]))
-    tensors = alone.tensors_of(first)
     listed = ", ".join(f'"{theirs}": "{ours}"' for theirs, ours in tensors.items())
     for key, text in (("member", first.name), ("output", first.output), ("tensors", f"{{{listed}}}")):
         config.parameters[key].string_value = text
