@@ -21,6 +21,7 @@ from orchestrator.cli.console import print_json
 from orchestrator.commandline import TEXT_ERRORS
 from orchestrator.errors import CommitteeError, DataError, InfeasibleError, RepositoryError, interrupted_from
 from orchestrator.planner.goal import ENSEMBLE, Goal
+from orchestrator.rows.arrays import INSTALLED_WORDS, is_installed
 from orchestrator.spec import cascade_from_path, manifest_from_path
 from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.manifest import MANIFEST
@@ -266,8 +267,8 @@ def _check_given(given: list[GivenModel], *, name: str, work: Path, data: str, e
         raise DataError("--work", got=f"{work}, a file", expected="a folder")
     path = Path(data)
     is_there = path.is_dir() or (path.is_file() and path.suffix in STORED)
-    if not (data.startswith("digits:") or (data and is_there)):
-        expected = f"digits:SPLIT, or a folder of pictures, {' or '.join(STORED)} that is there"
+    if not (is_installed(data) or (data and is_there)):
+        expected = f"{INSTALLED_WORDS}, or a folder of pictures, {' or '.join(STORED)} that is there"
         raise DataError("--data", got=repr(data), expected=expected)
     if export and all(one.is_member for one in given):
         raise DataError("build", got=f"{export[0]} and no model to export", expected="models, or members alone")

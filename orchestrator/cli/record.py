@@ -29,6 +29,7 @@ from orchestrator.recording.job import RecordOptions, record_job
 from orchestrator.recording.join import join_records
 from orchestrator.recording.pool import opened_pool
 from orchestrator.recording.timing import TimeOptions, time_members
+from orchestrator.rows.arrays import INSTALLED_WORDS
 from orchestrator.rows.blocks import ColumnNames
 from orchestrator.spec.output_kind import OUTPUT_KINDS
 from orchestrator.spec.validation import COSTS, is_cost
@@ -49,7 +50,7 @@ def record(
         str | None,
         typer.Option(
             help="Folder with a sub-folder of pictures per class, .npz, .npy, .csv, .tsv, .jsonl, .parquet or a "
-            "folder of them, digits:SPLIT.",
+            f"folder of them, {INSTALLED_WORDS}.",
             show_default=False,
         ),
     ] = None,
@@ -214,7 +215,7 @@ def record(
 
 def _check_files(data: str, output: Path) -> None:
     if not data:
-        expected = "a folder of pictures, .npz, .npy, .parquet or digits:SPLIT"
+        expected = f"a folder of pictures, .npz, .npy, .parquet, {INSTALLED_WORDS}"
         raise DataError("--data", got="nothing", expected=expected)
     _check_output(output)
     if output.exists() and output.resolve() == Path(data).resolve():

@@ -269,17 +269,24 @@ def record_job(
     return summary
 
 
-def records_of(repository: Path, members: Sequence[str], data: str) -> Records:
-    """Every member's outputs on every row of a data source, all in memory; errors are those of `record_job`."""
-    with opened_pool(members, repository) as pool:
+def records_of(
+    repository: Path, members: Sequence[str], data: str, *, derive: Sequence[str] = (), limit: int | None = None
+) -> Records:
+    """Every member's outputs on a data source, all in memory; arguments and errors are those of `record_job`.
+
+    `derive` names models of the repository that make tensors which members read.
+    """
+    with opened_pool(members, repository, derive=derive) as pool:
         source = source_for(pool, RecordOptions(data=data))
-        task = RecordingTask(source=source, pool=pool, wanted=wanted_rows(len(source.ids), None))
+        wanted = wanted_rows(len(source.ids), limit)
+        task = RecordingTask(source=source, pool=pool, wanted=wanted)
         pieces = list(answered_pieces(task))
         outputs = {name: np.concatenate([piece.outputs[name] for piece in pieces]) for name in pool.names}
         seen = {name: evidence_of([scores]) for name, scores in outputs.items()}
         meta = meta_of(pool, source, data=data, sha256=source.data_sha256, skipped={}, seen=seen)
         labels = source.labels.numbers
-        return Records(ids=source.ids, labels=labels, outputs=outputs, cost=dict(pool.cost), meta=meta)
+        labels = None if labels is None else labels[wanted]
+        return Records(ids=source.ids[wanted], labels=labels, outputs=outputs, cost=dict(pool.cost), meta=meta)
 
 
 def _check_labelled(source: RowSource, wanted: Indices) -> None:

@@ -12,6 +12,7 @@ from orchestrator.planner.intervals import Labels, chance_notes
 from orchestrator.planner.records import SKIPPED_LISTED, RecordsFile
 from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.scores import kind_notes, kind_of
+from orchestrator.rows.arrays import is_installed
 from orchestrator.rows.blocks import RowSource
 from orchestrator.spec.output_kind import ScoreEvidence
 from orchestrator.spec.processor import DOT_PRODUCT_FLAGS, lacks_flags, processor_flags
@@ -137,7 +138,7 @@ def meta_of(
         meta["cost_unit"] = "cost units"
     if pool.made_with:
         meta["recorded_with"] = dict(pool.made_with)
-    if data.startswith("digits:"):
+    if is_installed(data):
         meta["split"] = data.partition(":")[2]
     if (names := recorded_class_names(source, pool)) is not None:
         meta["class_names"] = list(names)

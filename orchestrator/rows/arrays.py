@@ -1,9 +1,9 @@
-"""Rows that are arrays already: .npy and .npz files, and the digits."""
+"""Rows that are arrays already: .npy and .npz files, and those that installed packages hold."""
 
 import contextlib
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from orchestrator.rows.blocks import (
     spans,
 )
 from orchestrator.rows.digits import digits_split
+from orchestrator.rows.docstrings import docstrings_split
 from orchestrator.rows.labels import MemberClasses, labels_from_array
 from orchestrator.rows.npz import BROKEN, array_header, array_of, opened_npz
 from orchestrator.spec.served_model import ModelInfo
@@ -41,7 +42,7 @@ class ArrayRows:
     """Rows of one array, in memory, mapped, or in an archive from which they are read in order.
 
     Args:
-        path: of the file; what the user wrote for the digits.
+        path: of the file; what the user wrote for rows of installed packages.
         shape: (n, *dims).
         dtype: of the rows.
         images: the array, None where it lies in an archive.
@@ -162,10 +163,35 @@ def _block_at(images: Rows, indices: Indices, first: int) -> RowBlock:
     return RowBlock(ids=np.arange(first, first + len(indices)), rows=np.ascontiguousarray(images[indices]))
 
 
-def digits_array(text: str, info: ModelInfo) -> ArrayRows:
-    """The rows of "digits:<split>"; DataError for another split, InputError where digits do not fit the model."""
-    split = digits_split(text.partition(":")[2])
+def _digits(text: str, info: ModelInfo, name: str) -> ArrayRows:
+    split = digits_split(name)
     return replace(_whole(Path(text), info, split.images), ids=split.ids, labels=split.labels)
+
+
+def _docstrings(text: str, info: ModelInfo, name: str) -> ArrayRows:
+    split = docstrings_split(name)
+    texts = np.array([one.encode() for one in split.texts])[:, None]
+    return replace(_whole(Path(text), info, texts), ids=split.ids, labels=split.labels)
+
+
+_INSTALLED: dict[str, Callable[[str, ModelInfo, str], ArrayRows]] = {"digits": _digits, "docstrings": _docstrings}
+# How a person names rows that installed packages hold.
+INSTALLED_WORDS = " or ".join(f"{name}:SPLIT" for name in _INSTALLED)
+
+
+def is_installed(data: str) -> bool:
+    """Whether words such as digits:plan name rows that an installed package holds."""
+    name, colon, _ = data.partition(":")
+    return bool(colon) and name in _INSTALLED
+
+
+def installed_array(data: str, info: ModelInfo) -> ArrayRows:
+    """The rows of words for which `is_installed`.
+
+    Raises DataError for another split or a package that is missing, InputError where they do not fit the model.
+    """
+    name, _, split = data.partition(":")
+    return _INSTALLED[name](data, info, split)
 
 
 def array_from_path(path: Path, info: ModelInfo, columns: ColumnNames) -> ArrayRows:

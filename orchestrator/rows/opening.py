@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from orchestrator.errors import DataError
-from orchestrator.rows.arrays import ArrayRows, array_from_path, digits_array
+from orchestrator.rows.arrays import INSTALLED_WORDS, ArrayRows, array_from_path, installed_array, is_installed
 from orchestrator.rows.blocks import (
     ColumnNames,
     RowSource,
@@ -30,7 +30,7 @@ def row_source(
     """Rows with ids and labels, for `committee record`.
 
     Args:
-        data: digits:<split>, a folder of pictures or of Parquet files, or a file of rows.
+        data: digits:<split> or docstrings:<split>, a folder of pictures or of Parquet files, or a file of rows.
         info: a model whose input the rows are for.
         classes: that the labels are of.
         read_picture: turns an encoded picture into one row.
@@ -42,24 +42,24 @@ def row_source(
     """
     path = Path(data)
     columns = columns or ColumnNames()
-    is_digits = data.startswith("digits:")
-    if not is_digits and is_parquet(path):
+    installed = is_installed(data)
+    if not installed and is_parquet(path):
         # pyarrow is optional.
         from orchestrator.rows.parquet import parquet_source
 
         return parquet_source(path, info, columns=columns, classes=classes, read_picture=read_picture)
-    if columns.named and (is_digits or path.is_dir()):
+    if columns.named and (installed or path.is_dir()):
         expected = f"a table or .npz with {columns.named[0]} in it"
         raise DataError(f"data source {data}", got="data without columns", expected=expected)
-    if is_digits:
-        return digits_array(data, info).source(classes)
+    if installed:
+        return installed_array(data, info).source(classes)
     if path.is_dir():
         return folder_source(path, classes=classes, read_picture=read_picture)
     if path.suffix.lower() in TABLE_ENDINGS and path.is_file():
         return table_source(path, info, columns=columns, classes=classes)
     if path.suffix not in (".npz", ".npy", ".parquet", *TABLE_ENDINGS):
         files = "a .npz, .npy, .parquet, .csv, .tsv or .jsonl file"
-        expected = f"digits:<split>, a folder of pictures or .parquet files, or {files}"
+        expected = f"{INSTALLED_WORDS}, a folder of pictures or .parquet files, or {files}"
         got = f"{data}, which is not there" if not path.exists() else data
         raise DataError("data source", got=got, expected=expected)
     if not path.is_file():

@@ -19,6 +19,9 @@ from orchestrator.rows.docstrings import (
     paragraphs_of,
     without_names,
 )
+from orchestrator.rows.labels import MemberClasses
+from orchestrator.rows.opening import row_source
+from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
 DOCSTRING = """Fit a model.
 
@@ -150,3 +153,23 @@ def test_what_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="no no_such_library"):
         docstrings_split("plan")
     docstrings._all_paragraphs.cache_clear()
+
+
+def test_rows_of_a_part_are_named_as_the_digits_are() -> None:
+    info = ModelInfo(
+        name="linear",
+        platform="onnxruntime",
+        versions=("1",),
+        max_batch_size=8,
+        inputs=(TensorInfo(name="text", dtype="BYTES", shape=(-1, 1)),),
+        outputs=(),
+    )
+    split = docstrings_split("test")
+    classes = MemberClasses(count=len(CLASSES), names=CLASSES)
+    source = row_source("docstrings:test", info, classes=classes, read_picture=lambda _: np.zeros(1))
+    (piece,) = source.pieces(np.array([1, 4]), 0, 8)
+    assert piece.load().rows[:, 0].tolist() == [split.texts[row].encode() for row in (1, 4)]
+    assert source.labels.numbers.tolist() == split.labels.tolist()
+    assert source.ids.tolist() == split.ids.tolist()
+    with pytest.raises(DataError, match="one of fit, plan, test"):
+        row_source("docstrings:train", info, classes=classes, read_picture=lambda _: np.zeros(1))
