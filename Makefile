@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check faults bench gpu members compose clean
+.PHONY: help setup demo demo-text test check faults bench gpu members compose clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ setup: $(VENV)/.dev ## Make .venv with everything (training, tests, linters)
 
 demo: $(VENV)/.demo ## Serve the digits cascade and print every route side by side
 	$(BIN)/committee demo
+
+demo-text: $(VENV)/.demo ## Plan, render and serve a cascade of texts, the tokenizer in the server
+	$(BIN)/committee demo --text
 
 test: setup ## Run every test but the slow ones, in as many processes as there are cores (four at most)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not alone" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25

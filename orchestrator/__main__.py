@@ -34,7 +34,7 @@ COMMANDS = {
     "evaluate": "Replay a plan over records it has not seen.",
     "render": "Write the model repository that serves a plan.",
     "check": "List everything that is wrong with a model repository.",
-    "demo": "Serve the digits cascade and put every route side by side.",
+    "demo": "Serve the digits cascade, or a cascade of texts, and put every route side by side.",
 }
 
 

@@ -42,7 +42,7 @@ TEXT_ERRORS = "COMMITTEE_TEXT_ERRORS"
 _OWN_FAULTS = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL})
 # extra -> the top-level modules that it brings
 EXTRAS = {
-    "demo": ("PIL", "matplotlib", "sklearn"),
+    "demo": ("PIL", "matplotlib", "sklearn", "tokenizers"),
     "plan": ("scipy", "jinja2"),
     "batch": ("pyarrow",),
     "serve": ("pytriton",),

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from export.commands.console import END, text_with_block
-from orchestrator.cli.demo import sentences_from_report, table_from_report
+from orchestrator.cli.demo_routes import sentences_from_report, table_from_report
 from orchestrator.errors import DataError
 from perf.harness.report import markdown_table
 from perf.studies.reproduce.claims import fewer_macs, fewer_macs_between, points

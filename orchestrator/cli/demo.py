@@ -1,66 +1,53 @@
-"""`committee demo`: serve the digits repository and put every route side by side."""
+"""`committee demo`: serve the digits, or text, and put every route side by side."""
 
-import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from orchestrator.cli.console import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
-from orchestrator.client.answers import ServedAnswers, joined
-from orchestrator.client.endpoint import Endpoint
-from orchestrator.client.over_grpc import AsyncGrpcClient, LoadResult, closed_loop
-from orchestrator.decision import Policy
-from orchestrator.files import disk_faults, replaced_file, write_file
-from orchestrator.planner.intervals import clopper_pearson, paired_difference
-from orchestrator.planner.records import Records
-from orchestrator.planner.replay import replay
+from orchestrator.cli.demo_routes import (
+    DemoCommittee,
+    sentences_from_report,
+    served_report,
+    table_from_report,
+    write_report,
+)
+from orchestrator.cli.demo_text import text_committee
+from orchestrator.errors import InputError
 from orchestrator.recording.job import records_of
-from orchestrator.report.words import times_words
 from orchestrator.repository.index import plan_of
-from orchestrator.rows.digits import DigitsSplit, digits_split
-from orchestrator.serving.options import ServeOptions
-from orchestrator.serving.process import EmbeddedServer
-from orchestrator.spec import CascadeSpec
+from orchestrator.rows.digits import digits_split
 
 CASCADE, ENSEMBLE = "digits_cascade", "digits_ensemble"
-# Rows this near to a threshold may fall on either side of it when a kernel rounds differently by batch size.
-NEAR_THRESHOLD = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoRoute:
-    """A model that answers rows: "member", "ensemble" or "cascade", and the most MACs per row it may cost."""
-
-    name: str
-    kind: str
-    macs: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredRoute:
-    """A route's answers to n rows, which of them are right, bool (n,), and its entry in the report."""
-
-    answers: ServedAnswers
-    right: npt.NDArray[np.bool_]
-    entry: dict[str, Any]
+_DIGITS_SPEED = (
+    "Speed is left out: calling one of these tiny networks costs more than running it, so a cascade of them "
+    "saves no time (docs/when.md)."
+)
+# What is served, and where what is made goes, of the digits and of text.
+_REPOSITORIES = (Path("model_repository"), Path("perf/text/model_repository"))
+_OUTPUTS = (Path("build/demo"), Path("build/demo_text"))
+# Passes over the rows; the text members take milliseconds per row.
+_ROUNDS = (3, 1)
 
 
 def demo(
+    text: Annotated[
+        bool, typer.Option("--text", help="Plan, render and serve a committee of texts instead of the digits.")
+    ] = False,
     repository: Annotated[
-        Path, typer.Option(help="Model repository to serve; with --url the one that is served there.")
-    ] = Path("model_repository"),
+        Path | None,
+        typer.Option(
+            help=f"Model repository to serve, {_REPOSITORIES[0]}; with --url the one that is served there; with "
+            f"--text the one of the members, {_REPOSITORIES[1]}.",
+            show_default=False,
+        ),
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(help=f"gRPC endpoint of a Triton that serves it already, {ADDRESS} None starts one."),
@@ -69,36 +56,42 @@ def demo(
     cert: Cert = None,
     key: Key = None,
     header: Headers = None,
-    output: Annotated[Path, typer.Option(help="Folder for report.json and frontier.png.")] = Path("build/demo"),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Folder for report.json and frontier.png, {_OUTPUTS[0]}; with --text also for what is served, "
+            f"{_OUTPUTS[1]}.",
+            show_default=False,
+        ),
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests in flight.")] = 16,
-    rounds: Annotated[int, typer.Option(min=1, max=50, help="Timed passes over the test split per route.")] = 3,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=50, help="Timed passes over the rows per route, 3; with --text 1.", show_default=False
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
 ) -> None:
-    """Serve the digits cascade, ask every route the whole test split, and compare.
+    """Serve the digits cascade, or a cascade of texts, ask every route every test row, and compare.
 
-    Example: committee demo --concurrency 32
+    Example: committee demo --text --concurrency 32
     """
     running = None
     if url is not None:
+        if text:
+            got, fix = "--text too, which serves what it has planned", "leave one of them out"
+            raise InputError("--url", got=got, fix=fix)
         running = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
-    spec = plan_of(repository, CASCADE)
-    rows = digits_split("test")
+    repository, output = repository or _REPOSITORIES[text], output or _OUTPUTS[text]
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     people = Console(stderr=True)
     with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as progress:
-        task = progress.add_task("replaying the plan offline")
-        members = sorted(path.parent.name for path in repository.glob("*/manifest.json"))
-        records = records_of(repository, members, "digits:test")
-        report = _served_report(
-            spec,
-            records,
-            rows=rows,
-            repository=repository,
-            running=running,
-            settings={"concurrency": concurrency, "rounds": rounds},
-            progress=lambda text: progress.update(task, description=text),
-        )
-    _write_report(report, output)
+        tell: Callable[[str], None] = partial(_tell, progress, progress.add_task("replaying the plan offline"))
+        committee = text_committee(repository, output, tell) if text else _digits(repository)
+        settings = {"concurrency": concurrency, "rounds": rounds or _ROUNDS[text]}
+        report = served_report(committee, running=running, settings=settings, progress=tell)
+    write_report(report, output)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
@@ -109,196 +102,20 @@ def demo(
     console.print(f"Written: {output / 'report.json'}, {output / 'frontier.png'}", soft_wrap=True)
 
 
-@contextmanager
-def _server(
-    repository: Path, running: Endpoint | None, progress: Callable[[str], None]
-) -> Iterator[tuple[str | Endpoint, str]]:
-    """Address and version of the server that is asked."""
-    if running is not None:
-        yield running, f"at {running}"
-        return
-    progress("starting Triton")
-    options = ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0)
-    with EmbeddedServer(options) as server:
-        yield server.grpc_address, server.version
+def _tell(progress: Progress, task: object, words: str) -> None:
+    progress.update(task, description=words)  # type: ignore[arg-type]
 
 
-def _served_report(
-    spec: CascadeSpec,
-    records: Records,
-    *,
-    rows: DigitsSplit,
-    repository: Path,
-    running: Endpoint | None,
-    settings: dict[str, int],
-    progress: Callable[[str], None],
-) -> dict[str, Any]:
-    """The content of report.json."""
-    routes = [DemoRoute(name=name, kind="member", macs=macs) for name, macs in records.cost.items()]
-    routes.sort(key=lambda route: route.macs)
-    routes += [
-        DemoRoute(name=ENSEMBLE, kind="ensemble", macs=sum(records.cost.values())),
-        DemoRoute(name=spec.name, kind="cascade", macs=spec.worst_cost),
-    ]
-    with _server(repository, running, progress) as (address, version):
-        passes = asyncio.run(_passes(address, routes, rows, settings=settings, progress=progress))
-    measured = [_measured(route, passes[route.name], rows, len(spec.stages)) for route in routes]
-    *members, _, cascade = measured
-    best = max(members, key=lambda one: (one.entry["accuracy"], -one.entry["mean_mmacs"]))
-    difference, interval = paired_difference(cascade.right, best.right)
-    mismatches, near = compare_with_replay(spec, records, cascade.answers)
-    return {
-        "triton_version": version,
-        "rows_test": len(cascade.right),
-        "replay_mismatches": mismatches,
-        "rows_near_a_threshold": near,
-        "settings": settings,
-        "cascade_minus_best_member": {
-            "best_member": best.entry["name"],
-            "accuracy_difference": difference,
-            "difference_ci95": list(interval),
-        },
-        "routes": [one.entry for one in measured],
-    }
-
-
-async def _passes(
-    address: str | Endpoint,
-    routes: Sequence[DemoRoute],
-    rows: DigitsSplit,
-    *,
-    settings: dict[str, int],
-    progress: Callable[[str], None],
-) -> dict[str, list[LoadResult]]:
-    """Asks every route every row, in interleaved rounds; the first round of each is a warm-up."""
-    passes: dict[str, list[LoadResult]] = {route.name: [] for route in routes}
-    rounds = settings["rounds"]
-    async with AsyncGrpcClient(address) as client:
-        for number in range(rounds + 1):
-            for route in routes:
-                progress(f"{route.name}, round {number} of {rounds}" if number else f"{route.name}, warm-up")
-                ask = partial(client.infer, route.name)
-                passes[route.name].append(await closed_loop(ask, rows.images, concurrency=settings["concurrency"]))
-                # A pause lets the members finish before the next route is timed.
-                await asyncio.sleep(0.05)
-    return passes
-
-
-def _measured(route: DemoRoute, passes: list[LoadResult], rows: DigitsSplit, stages: int) -> MeasuredRoute:
-    answers, timed = joined(passes[0].answers), passes[1:]
-    right = answers.label == rows.labels
-    hits, count, is_cascade = int(right.sum()), len(right), route.kind == "cascade"
-    macs = float(answers.cost.mean(dtype=np.float64)) if is_cascade else route.macs
-    entry = {
-        "name": route.name,
-        "kind": route.kind,
-        "accuracy": hits / count,
-        "accuracy_ci95": list(clopper_pearson(hits, count)),
-        "mean_mmacs": macs / 1e6,
-        "exit_share": (np.bincount(answers.exit_stage, minlength=stages if is_cascade else 1) / count).tolist(),
-        "requests_per_s": float(np.median([one.requests_per_s for one in timed])),
-        "p50_ms": float(np.median([one.percentile_ms(50) for one in timed])),
-        "p99_ms": float(np.median([one.percentile_ms(99) for one in timed])),
-    }
-    return MeasuredRoute(answers=answers, right=right, entry=entry)
-
-
-def compare_with_replay(spec: CascadeSpec, records: Records, served: ServedAnswers) -> tuple[int, list[int]]:
-    """How many rows are served other than replayed, and the ids of those near a threshold, not counted."""
-    offline = replay(spec, records)
-    differs = (offline.label != served.label) | (offline.exit_stage != served.exit_stage)
-    near = np.zeros(records.rows, np.bool_)
-    for stage, part in enumerate(spec.stages[:-1]):
-        if part.threshold is not None:
-            forced = replay(spec, records, Policy(min_stage=stage, max_stage=stage))
-            near |= (np.abs(forced.confidence - part.threshold) < NEAR_THRESHOLD) & (offline.exit_stage >= stage)
-    return int((differs & ~near).sum()), [int(value) for value in records.ids[near]]
-
-
-def table_from_report(report: dict[str, Any]) -> Table:
-    """The table printed at the end."""
-    settings = report["settings"]
-    largest = max(route["mean_mmacs"] for route in report["routes"] if route["kind"] == "member")
-    table = Table(
-        title=f"{report['rows_test']} test digits over gRPC, {settings['concurrency']} at a time, "
-        f"Triton {report['triton_version']}",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+def _digits(repository: Path) -> DemoCommittee:
+    rows = digits_split("test")
+    members = sorted(path.parent.name for path in repository.glob("*/manifest.json"))
+    return DemoCommittee(
+        repository=repository,
+        spec=plan_of(repository, CASCADE),
+        ensemble=ENSEMBLE,
+        records=records_of(repository, members, "digits:test"),
+        rows=rows.images,
+        labels=rows.labels,
+        what="test digits",
+        after=(_DIGITS_SPEED,),
     )
-    # Narrow enough for a terminal of 80 columns, so nothing is cut where people look first.
-    table.add_column("route", no_wrap=True)
-    for name in ("accuracy", "95 % CI", "MMACs", "of largest, %", "exits, %"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for route in report["routes"]:
-        low, high = route["accuracy_ci95"]
-        exits = "/".join(f"{100 * share:.0f}" for share in route["exit_share"])
-        table.add_row(
-            route["name"],
-            f"{route['accuracy']:.4f}",
-            f"{low:.3f}-{high:.3f}",
-            f"{route['mean_mmacs']:.3f}",
-            f"{100 * route['mean_mmacs'] / largest:.1f}",
-            exits if route["kind"] == "cascade" else "-",
-            style="bold" if route["kind"] == "cascade" else None,
-        )
-    return table
-
-
-def sentences_from_report(report: dict[str, Any]) -> list[str]:
-    """The table in words: what the cascade saves and what that costs."""
-    routes = report["routes"]
-    cascade = next(route for route in routes if route["kind"] == "cascade")
-    largest = max((route for route in routes if route["kind"] == "member"), key=lambda route: route["mean_mmacs"])
-    paired = report["cascade_minus_best_member"]
-    low, high = paired["difference_ci95"]
-    near = len(report["rows_near_a_threshold"])
-    factor = largest["mean_mmacs"] / cascade["mean_mmacs"]
-    spent = times_words(factor, noun="MACs per row", than=largest["name"])
-    return [
-        f"The cascade spends {spent}; accuracy minus that of {paired['best_member']}, the best member: "
-        f"{paired['accuracy_difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}).",
-        f"Served against replayed offline: {report['replay_mismatches']} of {report['rows_test']} rows differ "
-        f"in label or exit stage ({near} within 1e-5 of a threshold, listed apart).",
-        "Speed is left out: calling one of these tiny networks costs more than running it, so a cascade of them "
-        "saves no time (docs/when.md).",
-    ]
-
-
-def _write_report(report: dict[str, Any], output: Path) -> None:
-    with disk_faults(output):
-        output.mkdir(parents=True, exist_ok=True)
-    write_file(output / "report.json", json.dumps(report, indent=2) + "\n")
-    with replaced_file(output / "frontier.png") as fresh:
-        draw_frontier(report, fresh)
-
-
-def draw_frontier(report: dict[str, Any], path: Path) -> None:
-    """Accuracy with its interval against mean MACs, one labelled point per route."""
-    # Optional, and slow to import.
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # optional, and after the choice of a backend
-
-    colours = {"member": "#4c72b0", "ensemble": "#8172b3", "cascade": "#c44e52"}
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    for route in report["routes"]:
-        low, high = route["accuracy_ci95"]
-        x, y = route["mean_mmacs"], route["accuracy"]
-        axes.errorbar(
-            x, y, yerr=[[y - low], [high - y]], fmt="o", color=colours[route["kind"]], capsize=3, markersize=7
-        )
-        # Labels go to the left in the right half, so that the dearest route's name stays inside.
-        left = x > 0.5 * max(other["mean_mmacs"] for other in report["routes"])
-        axes.annotate(
-            route["name"], (x, y), xytext=(-8 if left else 8, 8), textcoords="offset points",
-            ha="right" if left else "left", fontsize=9,
-        )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlabel("mean MMACs per row (log scale)")
-    axes.set_ylabel("accuracy on the test split, with 95 % interval")
-    axes.set_title(f"Digits, {report['rows_test']} test rows")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120, format="png")
-    plt.close(figure)

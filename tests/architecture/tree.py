@@ -48,8 +48,9 @@ FACTS = (
 
 
 def modules(*packages: str) -> list[Path]:
-    """Every Python file of the packages, sorted."""
-    return sorted(path for package in packages or LIBRARY for path in (ROOT / package).rglob("*.py"))
+    """Every Python file of the packages, sorted; those that were copied into the models of a repository are no code."""
+    found = ((ROOT / package, path) for package in packages or LIBRARY for path in (ROOT / package).rglob("*.py"))
+    return sorted(path for package, path in found if "model_repository" not in path.relative_to(package).parts)
 
 
 def lines_of(path: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli.demo import sentences_from_report
+from orchestrator.cli.demo_routes import sentences_from_report
 from orchestrator.errors import DataError
 from perf.readme import block_from_claims, write_blocks
 from perf.studies.reproduce.command import md_from_results

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.metrics import FLUSH_INTERVAL_S
-from orchestrator.cli.demo import NEAR_THRESHOLD
+from orchestrator.cli.demo_routes import NEAR_THRESHOLD
 from orchestrator.decision import AnsweredRows, Policy
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay

@@ -59,7 +59,7 @@ def text(
     """Train a linear model and encoders on docstrings, which subpackage is a paragraph about?, and export them.
 
     It takes minutes on two cores; the members are committed, so nobody has to. The encoders' tokeniser goes into
-    the folder tokenizer beside the repository.
+    the repository as a model.
 
     Example: python -m perf text --only docstrings_tiny -o build/text/model_repository
     """

@@ -1,10 +1,12 @@
 """The docstrings members: trained on the fit part alone, exported, compared and written."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from export.cost.counting import COUNTER, parameters_of
 from export.cost.lengths import FITTED, length_of
+from export.deriving.tokenizer import tokenizer_model
+from export.deriving.writing import write_deriving
 from export.members import MODEL_FILE, is_current, packed, write_member
 from export.parity import length_parity, parity_of
 from export.sources import LoadedModel
@@ -49,8 +53,8 @@ MEMBERS: dict[str, Linear | Encoder] = {
     "docstrings_large": Encoder(layers=3, width=192, epochs=4, learning_rate=1.2e-3),
 }
 VOCABULARY = 8_000
-# The folder of the tokeniser that the encoders share, beside the repository, as transformers has it.
-TOKENIZER = "tokenizer"
+# The model that makes the tokens which the encoders share.
+TOKENIZER = "tokenizer_docstrings"
 _SOURCE = "python -m perf text"
 _PARITY_ROWS = 128
 _LIBRARIES = ("scipy", "scikit-learn", "matplotlib")
@@ -116,7 +120,7 @@ def export_text(
     """Trains and writes every docstrings member that is not there yet, with `force` the others too.
 
     Args:
-        repository: model repository to write into; the tokeniser goes into a folder beside it.
+        repository: model repository to write into; the tokeniser goes there too.
         only: names of members; all where it is empty.
         seed: of weights, order, masked words and dropout.
         force: train again even where a member is up to date.
@@ -222,17 +226,20 @@ def write_encoder(repository: Path, name: str, network: MeanPooled, data: FitDat
         parity=parity,
         versions=_versions("torch", "transformers", "tokenizers", *_LIBRARIES),
     )
-    save_tokenizer(data.tokenizer, repository.parent / TOKENIZER)
+    write_tokenizer(data.tokenizer, repository)
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes a tokeniser as transformers does, for `python -m export tokenizer hf:<folder>`."""
+def write_tokenizer(tokenizer: Tokenizer, repository: Path) -> None:
+    """Writes a tokeniser as a model of the repository; longer texts are cut. ExportError where a name is taken."""
     special = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=MOST_TOKENS,
-        **{f"{name}_token": text for name, text in special.items()},
-    ).save_pretrained(folder)
+    with TemporaryDirectory() as folder:
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            model_max_length=MOST_TOKENS,
+            **{f"{name}_token": text for name, text in special.items()},
+        ).save_pretrained(folder)
+        made = tokenizer_model(f"hf:{folder}", name=TOKENIZER)
+    write_deriving(repository, dataclasses.replace(made, source=_SOURCE), force=False)
 
 
 def _few_rows(data: FitData) -> TensorRows:

@@ -33,11 +33,11 @@ _COST_BATCH = 32
 
 
 class TextMembers:
-    """The members of a repository, asked with texts; encoders behind the tokeniser beside the repository."""
+    """The members of a repository, asked with texts; encoders behind its tokeniser."""
 
     def __init__(self, repository: Path, names: Sequence[str]) -> None:
         self._members = LocalMembers(repository, names, threads=THREADS)
-        self._tokenizer = Tokenizer.from_file(str(repository.parent / TOKENIZER / "tokenizer.json"))
+        self._tokenizer = Tokenizer.from_file(str(repository / TOKENIZER / "1" / "tokenizer.json"))
         self.names = tuple(names)
 
     def ask(self, name: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
