@@ -48,7 +48,7 @@ FACTS = (
 
 
 def modules(*packages: str) -> list[Path]:
-    """Every Python file of the packages, sorted; those that were copied into the models of a repository are no code."""
+    """Every Python file of the packages, sorted; files in models of a repository are copies of these."""
     found = ((ROOT / package, path) for package in packages or LIBRARY for path in (ROOT / package).rglob("*.py"))
     return sorted(path for package, path in found if "model_repository" not in path.relative_to(package).parts)
 

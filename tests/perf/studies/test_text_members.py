@@ -14,7 +14,7 @@ pytest.importorskip("skl2onnx", reason="a linear member needs the tabular extra:
 from orchestrator.rows.docstrings import CLASSES
 from orchestrator.spec import manifest_from_path
 from perf.studies.text.command import REPOSITORY, md_from_results
-from perf.studies.text.members import MEMBERS, training_settings
+from perf.studies.text.members import MEMBERS, TOKENIZER, training_settings
 from perf.studies.text.study import TextMembers
 
 ROOT = Path(__file__).parents[3]
@@ -28,6 +28,11 @@ def test_committed_members_are_what_their_manifests_say(name: str) -> None:
     assert manifest.training == training_settings(name, 0)
     assert manifest.labels == CLASSES
     assert manifest.parity["max_abs"] <= 1e-3
+
+
+def test_the_committed_tokenizer_is_the_file_that_serves_tokenizers() -> None:
+    served = ROOT / "export" / "deriving" / "served" / "tokens.py"
+    assert (ROOT / REPOSITORY / TOKENIZER / "1" / "derive.py").read_bytes() == served.read_bytes()
 
 
 def test_committed_members_stay_small() -> None:
