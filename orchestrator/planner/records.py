@@ -34,6 +34,8 @@ _KINDS = {
     **dict.fromkeys(("members", "recorded_with", "skipped", "part"), dict),
     "skipped_rows": int, "joined_rows": list, "class_names": list, "labels_by": str,
 }  # fmt: skip
+# Key of a member's entry in `meta`, beside a cost that is a mean over rows of varying length: their mean length.
+MEAN_LENGTH = "mean_length"
 # Rows that were left out and are named one by one in `meta`; there may be a million.
 SKIPPED_LISTED = 1000
 

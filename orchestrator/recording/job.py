@@ -34,7 +34,7 @@ from orchestrator.recording.shards import (
     recording_fingerprint,
     stored_outputs,
 )
-from orchestrator.recording.summary import meta_of, summary_of
+from orchestrator.recording.summary import costs_of_rows, meta_of, summary_of
 from orchestrator.rows.blocks import (
     UNLABELLED,
     ColumnNames,
@@ -136,6 +136,7 @@ def _answered(task: RecordingTask, piece: RowPiece) -> RecordedPiece:
         outputs={name: scores[good] for name, scores in outputs.items()},
         skipped=skipped,
         digests=tuple(itertools.compress(loaded.digests, good)),
+        lengths={name: lengths[good] for name, lengths in task.pool.row_lengths(loaded.rows).items()},
     )
 
 
@@ -282,11 +283,13 @@ def records_of(
         task = RecordingTask(source=source, pool=pool, wanted=wanted)
         pieces = list(answered_pieces(task))
         outputs = {name: np.concatenate([piece.outputs[name] for piece in pieces]) for name in pool.names}
+        lengths = {name: np.concatenate([piece.lengths[name] for piece in pieces]) for name in pool.lengths}
         seen = {name: evidence_of([scores]) for name, scores in outputs.items()}
         meta = meta_of(pool, source, data=data, sha256=source.data_sha256, skipped={}, seen=seen)
         labels = source.labels.numbers
         labels = None if labels is None else labels[wanted]
-        return Records(ids=source.ids[wanted], labels=labels, outputs=outputs, cost=dict(pool.cost), meta=meta)
+        cost = costs_of_rows(pool, lengths, meta)
+        return Records(ids=source.ids[wanted], labels=labels, outputs=outputs, cost=cost, meta=meta)
 
 
 def _check_labelled(source: RowSource, wanted: Indices) -> None:
@@ -307,7 +310,7 @@ def _header(task: RecordingTask, options: RecordOptions) -> dict[str, Any]:
     """What a resumed run and the one it resumes have in common."""
     source, pool, labels = task.source, task.pool, task.source.labels.numbers
     return {
-        "format": 1,
+        "format": 2,
         "data": options.data,
         "data_identity": source.identity,
         "labels": None if labels is None else sha256_of_array(labels),
@@ -378,6 +381,7 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions) -> di
             about["input"]["dims"] = list(np.shape(cast(Any, first))[1:])
     if options.limit is not None:
         meta["limit"] = options.limit
-    file = RecordsFile(path=output, ids=ids, labels=labels, classes=pool.classes, cost=pool.cost, meta=meta)
+    cost = costs_of_rows(pool, {name: shards.lengths(name) for name in pool.lengths}, meta)
+    file = RecordsFile(path=output, ids=ids, labels=labels, classes=pool.classes, cost=cost, meta=meta)
     write_records_in_parts(file, {name: shards.outputs(name) for name in pool.names})
     return summary_of(file, shards.outputs, pool, source, seen=seen) | {"resumed_rows": shards.resumed}

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from orchestrator.errors import DataError, first_few
 from orchestrator.planner.dataset_split import JOINED, kept_origin
 from orchestrator.planner.records import (
+    MEAN_LENGTH,
     OUTPUTS,
     SKIPPED_LISTED,
     RecordsFile,
@@ -29,6 +30,7 @@ from orchestrator.planner.records import (
 from orchestrator.recording.summary import facts_of
 from orchestrator.rows.npz import extract_array
 from orchestrator.spec.answer import first_unlike
+from orchestrator.spec.validation import is_finite
 
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.intp]
@@ -137,9 +139,18 @@ def _numbered(files: Sequence[RecordsFile]) -> tuple[Array, list[Codes]]:
 def _one_cost(name: str, files: Sequence[RecordsFile]) -> float:
     having = [file for file in files if name in file.cost]
     costs = [file.cost[name] for file in having]
+    if len(_mean_lengths(name, having)) == len(having):
+        # Each is a mean over the rows of its file.
+        return float(np.average(costs, weights=[file.rows for file in having]))
     got, fix = "{:g} in {}, {:g} in {}", "record with the same `cost`"
     _check_same(having, costs, got, what=f"cost of {name}", expected="one", fix=fix)
     return costs[0]
+
+
+def _mean_lengths(name: str, files: Sequence[RecordsFile]) -> list[float]:
+    """How long the rows of the files are on average for a member whose cost depends on that, where they say so."""
+    facts = [(file.meta.get("members") or {}).get(name, {}) for file in files]
+    return [float(one[MEAN_LENGTH]) for one in facts if is_finite(one.get(MEAN_LENGTH))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,12 +350,18 @@ def _members(files: Sequence[RecordsFile]) -> dict[str, Any]:
         for name, facts in file.meta.get("members", {}).items():
             known = members.setdefault(name, facts)
             other = said_by.setdefault(name, file.path)
-            differing = sorted(key for key in {*known, *facts} if known.get(key) != facts.get(key))
+            keys = {*known, *facts} - {MEAN_LENGTH}
+            differing = sorted(key for key in keys if known.get(key) != facts.get(key))
             if differing:
                 got = f"another {', '.join(differing)} of {name} than in {other}"
                 raise DataError(
                     f"records {file.path}", got=got, expected="the same model", fix="record both with it"
                 )
+    for name, facts in members.items():
+        having = [file for file in files if name in file.cost]
+        if len(lengths := _mean_lengths(name, having)) == len(having):
+            mean = float(np.average(lengths, weights=[file.rows for file in having]))
+            members[name] = {**facts, MEAN_LENGTH: mean}
     return members
 
 

@@ -25,7 +25,7 @@ from orchestrator.recording.scores import (
 )
 from orchestrator.repository.index import class_names_by_member, common_names, readable_config, served_version
 from orchestrator.rows.blocks import RowBlock
-from orchestrator.spec import Manifest, Preprocess, manifest_from_path
+from orchestrator.spec import Manifest, Preprocess, RowLength, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE
 from orchestrator.spec.processor import core_count, instruction_sets, processor_flags
@@ -48,7 +48,8 @@ class RecordingPool:
 
     Args:
         manifests: of the members that were exported and whose manifest.json is there.
-        cost: per row.
+        cost: per row, of the length that the manifest names where lengths vary.
+        lengths: of the members whose cost is known for every length of a row.
         asked: ONNX Runtime with its version, or the server's address.
         made_with: the ONNX Runtime and the instruction sets that compute the scores; empty where a server does.
         ask: scores of a member, float32 (n, k), from rows (n, *dims); may be called from several threads.
@@ -66,6 +67,7 @@ class RecordingPool:
     made_with: Mapping[str, Any]
     ask: Callable[[str, AnyRows], npt.NDArray[np.float32]]
     workers: int
+    lengths: Mapping[str, RowLength] = field(default_factory=dict)
     kinds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     served: Mapping[str, int | None] = field(default_factory=dict)
     label_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -107,6 +109,16 @@ class RecordingPool:
         if isinstance(rows, Mapping):
             rows = {tensor.name: rows[tensor.name] for tensor in self.infos[name].inputs}
         return self.ask(name, rows)
+
+    def row_lengths(self, rows: AnyRows) -> dict[str, npt.NDArray[np.int64]]:
+        """How long each row is for members whose cost depends on it: int64 (n,) by member."""
+        found = {}
+        for name, length in self.lengths.items():
+            tensor = next(one for one in self.infos[name].inputs if one.name in length.pad)
+            column = rows[tensor.name] if isinstance(rows, Mapping) else rows
+            axis = tensor.shape.index(-1, 1) - 1
+            found[name] = np.array([np.shape(row)[axis] for row in column], np.int64)
+        return found
 
     @property
     def classes(self) -> int:
@@ -216,6 +228,7 @@ def opened_pool(
             served={name: info.version for name, info in infos.items()},
             manifests=manifests,
             cost=_costs(names, manifests, cost),
+            lengths=_lengths(manifests, cost),
             asked=str(url),
             made_with={},
             ask=ask,
@@ -261,6 +274,7 @@ def _local(
         served={name: served_version(repository / name, readable_config(repository / name)) for name in names},
         manifests=manifests,
         cost=_costs(names, manifests, cost),
+        lengths=_lengths(manifests, cost),
         asked=f"onnxruntime {version}",
         made_with={"onnxruntime": version, "instruction_sets": list(instruction_sets(processor_flags()))},
         ask=members.ask,
@@ -283,6 +297,11 @@ def _costs(
             fix=f"say it with {said}, or name the repository with `repository`",
         )
     return {name: known[name] for name in names}
+
+
+def _lengths(manifests: Mapping[str, Manifest], given: Mapping[str, float]) -> dict[str, RowLength]:
+    """How rows of varying length cost, of members whose cost nobody has given."""
+    return {name: one.length for name, one in manifests.items() if one.length is not None and name not in given}
 
 
 def _kind(tensor: TensorInfo) -> str:

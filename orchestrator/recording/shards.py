@@ -36,6 +36,7 @@ HEADER = "header.json"
 # Names of parts; other files in the folder stay as they are.
 PART = re.compile(r"\d{12,}-\d{12,}\Z")
 LOCK = "lock"
+LENGTHS = "length/"
 NO_DIGEST = b"\0" * 32
 
 
@@ -48,6 +49,7 @@ class RecordedPiece:
         outputs: member name -> float32 (n, k).
         skipped: position -> why it has none.
         digests: of the kept rows, where the source is hashed while it is read.
+        lengths: member name -> int64 (n,), how long the kept rows are, for members whose cost depends on it.
     """
 
     first: int
@@ -56,6 +58,7 @@ class RecordedPiece:
     outputs: Mapping[str, npt.NDArray[np.float32]]
     skipped: Mapping[int, str] = field(default_factory=dict)
     digests: tuple[bytes, ...] = ()
+    lengths: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
 
 class Shards:
@@ -105,6 +108,9 @@ class Shards:
                 for name in pieces[0].outputs:
                     outputs = np.concatenate([piece.outputs[name] for piece in pieces])
                     writer.add(f"{OUTPUTS}{name}", outputs, packed=False)
+                for name in pieces[0].lengths:
+                    lengths = np.concatenate([piece.lengths[name] for piece in pieces])
+                    writer.add(f"{LENGTHS}{name}", lengths, packed=False)
                 writer.add("skipped", np.array(text_from_meta(skipped)), packed=False)
                 writer.add("digest", np.frombuffer(self.digest, np.uint8), packed=False)
         finally:
@@ -127,6 +133,10 @@ class Shards:
         """A member's outputs part by part, float32 (n, k) in all."""
         for path in self._paths:
             yield self._array(path, f"{OUTPUTS}{name}")
+
+    def lengths(self, name: str) -> npt.NDArray[np.int64]:
+        """How long the rows of `kept` are for a member whose cost depends on it, int64 (n,)."""
+        return np.concatenate([self._array(path, f"{LENGTHS}{name}") for path in self._paths])
 
     def remove(self) -> None:
         """Throws the parts away."""

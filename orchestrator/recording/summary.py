@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import first_few
 from orchestrator.planner.intervals import Labels, chance_notes
-from orchestrator.planner.records import SKIPPED_LISTED, RecordsFile
+from orchestrator.planner.records import MEAN_LENGTH, SKIPPED_LISTED, RecordsFile
 from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.scores import kind_notes, kind_of
 from orchestrator.rows.arrays import is_installed
@@ -143,3 +143,18 @@ def meta_of(
     if (names := recorded_class_names(source, pool)) is not None:
         meta["class_names"] = list(names)
     return meta
+
+
+def costs_of_rows(
+    pool: RecordingPool, lengths: Mapping[str, npt.NDArray[np.int64]], meta: dict[str, Any]
+) -> dict[str, float]:
+    """The members' costs per row: where they depend on its length, int64 (n,), the mean over the recorded rows.
+
+    How long these are on average is written into the meta, which tells such a cost from one that is the same for
+    all rows.
+    """
+    cost = dict(pool.cost)
+    for name, length in pool.lengths.items():
+        cost[name] = float(np.mean(length.macs(lengths[name].astype(np.float64))))
+        meta["members"][name][MEAN_LENGTH] = float(lengths[name].mean())
+    return cost

@@ -3,7 +3,10 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from orchestrator.errors import RepositoryError, SpecError, repeated, shown
 from orchestrator.spec.documents import json_from_text, text_from_json, text_of_file
@@ -53,6 +56,9 @@ class TensorSpec(Tensor):
         faults.close()
 
 
+_Number = TypeVar("_Number", float, npt.NDArray[np.float64])
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowLength:
     """What is known of a member whose rows vary in length."""
@@ -73,8 +79,8 @@ class RowLength:
         faults.check("macs_coefficients", good, f"got {shown(self.macs_coefficients)}, expected three numbers")
         faults.close()
 
-    def macs(self, length: float) -> float:
-        """Multiply-accumulates of a row of that length."""
+    def macs(self, length: _Number) -> _Number:
+        """Multiply-accumulates of a row of that length, or of rows of these, float64 (n,)."""
         constant, linear, square = self.macs_coefficients
         return constant + linear * length + square * length**2
 

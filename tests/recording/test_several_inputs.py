@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.__main__ import run
 from orchestrator.errors import InputError
 from orchestrator.local import LocalMembers
-from orchestrator.planner.records import records_from_path
+from orchestrator.planner.records import Records, records_from_path
+from orchestrator.spec import RowLength
 from tests.recording.text_members import (
     Record,
     recorder,
@@ -55,6 +57,38 @@ def test_members_of_several_kinds_are_asked_each_about_its_own_tensors(tmp_path:
     assert records.outputs["words"].argmax(axis=1).tolist() == LABELS
     assert records.outputs["tokens"][:, 1].tolist() == [sum(ids) - 10 for ids in IDS]
     assert records.outputs["table"].shape == (5, 2)
+
+
+def test_rows_cost_what_their_lengths_cost_on_average(tmp_path: Path, record: Record) -> None:
+    pad = {"input_ids": 0.0, "attention_mask": 0.0}
+    length = RowLength(longest=16, pad=pad, macs_at=16, macs_coefficients=(10.0, 2.0, 0.5))
+    write_tokens_member(tmp_path, "bert", length=length)
+    macs = [10 + 2 * len(ids) + 0.5 * len(ids) ** 2 for ids in IDS]
+
+    def recorded(name: str, *options: object) -> Records:
+        record("bert", "tokens", "--data", tmp_path / name, "--restart", *options)
+        return records_from_path(tmp_path / "out.npz")
+
+    whole = recorded(archive(tmp_path / "in.npz").name)
+    assert whole.cost == {"bert": pytest.approx(np.mean(macs)), "tokens": 100}
+    assert whole.meta["members"]["bert"]["mean_length"] == np.mean([len(ids) for ids in IDS])
+    assert "mean_length" not in whole.meta["members"]["tokens"]
+    # The same rows in two files, of other lengths each, cost the same together.
+    for part, rows in (("a", slice(2)), ("b", slice(2, None))):
+        lines = [{"id": n, "input_ids": IDS[n], "attention_mask": [1] * len(IDS[n])} for n in range(5)[rows]]
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        found = recorded(f"{part}.jsonl", "--id-column", "id")
+        assert found.cost["bert"] == pytest.approx(np.mean(macs[rows]))
+        (tmp_path / "out.npz").rename(tmp_path / f"{part}.npz")
+    assert (
+        run(["record", "--join", *(str(tmp_path / f"{one}.npz") for one in "ab"), "-o", str(tmp_path / "ab.npz")])
+        == 0
+    )
+    joined = records_from_path(tmp_path / "ab.npz")
+    assert joined.cost["bert"] == pytest.approx(np.mean(macs))
+    assert joined.meta["members"]["bert"]["mean_length"] == pytest.approx(np.mean([len(ids) for ids in IDS]))
+    # What somebody says it costs is not touched.
+    assert recorded("in.npz", "--cost", "bert=7").cost["bert"] == 7
 
 
 def test_a_table_of_json_says_the_same_as_the_archive(tmp_path: Path, record: Record) -> None:

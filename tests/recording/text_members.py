@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from orchestrator.spec import Manifest, TensorSpec
+from orchestrator.spec import Manifest, RowLength, TensorSpec
 from orchestrator.spec.deriving import DerivingManifest, PaddedTensor
 from orchestrator.spec.manifest import json_from_manifest
 from tests.commands import printed_by
@@ -31,7 +31,10 @@ def recorder(folder: Path, capsys: pytest.CaptureFixture[str]) -> Record:
     return recorded
 
 
-def _write(repository: Path, name: str, model: Any, inputs: tuple[TensorSpec, ...], macs: float) -> None:
+def _write(
+    repository: Path, name: str, model: Any, inputs: tuple[TensorSpec, ...], macs: float,
+    length: RowLength | None = None,
+) -> None:  # fmt: skip
     data = model.SerializeToString()
     folder = repository / name
     (folder / "1").mkdir(parents=True)
@@ -40,6 +43,7 @@ def _write(repository: Path, name: str, model: Any, inputs: tuple[TensorSpec, ..
         name=name, file="1/model.onnx", sha256=hashlib.sha256(data).hexdigest(), source="made up",
         precision="fp32", opset=18, output_kind="logits", parameters=1, macs=macs, inputs=inputs,
         output=TensorSpec(name="logits", dtype="FP32", dims=(2,)), macs_counter="by hand", labels=NAMES,
+        length=length,
     )  # fmt: skip
     (folder / "manifest.json").write_text(json_from_manifest(manifest), encoding="utf-8")
 
@@ -103,7 +107,7 @@ def write_numbers_member(repository: Path, name: str = "table") -> None:
     _write(repository, name, model, (TensorSpec(name="features", dtype="FP32", dims=(3,)),), 6)
 
 
-def write_tokens_member(repository: Path, name: str = "tokens") -> None:
+def write_tokens_member(repository: Path, name: str = "tokens", *, length: RowLength | None = None) -> None:
     """Class 1 where the token ids that the mask shows add up to more than 10, of rows of any length."""
     nodes = [
         helper.make_node("Mul", ["input_ids", "attention_mask"], ["shown"]),
@@ -116,5 +120,5 @@ def write_tokens_member(repository: Path, name: str = "tokens") -> None:
     ids = (TensorProto.INT64, ["n", "length"])
     weights = {"axis": np.array([1]), "ten": np.float32(10)}
     model = model_of(nodes, {"input_ids": ids, "attention_mask": ids}, {"logits": ["n", 2]}, weights, ir=8)
-    names = ("input_ids", "attention_mask")
-    _write(repository, name, model, tuple(TensorSpec(name=one, dtype="INT64", dims=(-1,)) for one in names), 100)
+    tensors = tuple(TensorSpec(name=one, dtype="INT64", dims=(-1,)) for one in TOKENS)
+    _write(repository, name, model, tensors, 100, length=length)

@@ -23,7 +23,7 @@ from orchestrator.repository.index import (
 )
 from orchestrator.repository.members import MemberFacts, Tensors, fits, planned_version, sha256_of_version
 from orchestrator.repository.render import ensemble_configs
-from orchestrator.spec import CascadeSpec, Derived, FusedPrefix, Member, RowTensor, cascade_from_path
+from orchestrator.spec import CascadeSpec, Derived, FusedPrefix, Manifest, Member, RowTensor, cascade_from_path
 from orchestrator.spec.answer import first_misplaced, first_unlike
 from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.manifest import Tensor
@@ -92,7 +92,7 @@ class _Pair:
         self._output_kind()
         self._class_names()
         manifest = self.model.manifest
-        if manifest is not None and self.spec.cost_unit == "MACs" and manifest.macs != self.member.cost:
+        if manifest is not None and self.spec.cost_unit == "MACs" and not _may_cost(manifest, self.member.cost):
             self.note(f"costs {self.member.cost:g} MACs in the plan, {manifest.macs:g} in its manifest")
         for text in version_faults(self.member, self.model.folder, config=config):
             self.fault(text)
@@ -208,6 +208,14 @@ def check_derived(spec: CascadeSpec, models: Mapping[str, Model], *, findings: F
             _check_derived_outputs(derived, model.facts.outputs, fault=fault)
         for text in version_faults(derived, model.folder, config=model.config):
             fault(text)
+
+
+def _may_cost(manifest: Manifest, macs: float) -> bool:
+    """Whether a row may cost so much: what the manifest says, or less for rows below the longest."""
+    length = manifest.length
+    return macs == manifest.macs or (
+        length is not None and length.macs(0.0) <= macs <= length.macs(length.longest)
+    )
 
 
 def _check_batches(planned: int, limit: int | None, *, fault: Report) -> None:
