@@ -1,4 +1,4 @@
-"""A model that derives tensors from one STRING per row. A row that cannot be derived fails its request alone.
+"""A model that derives tensors from texts, one STRING or more per row. A bad row fails its request alone.
 
 `python -m export` wrote it, with the settings below; derive.py beside it does the work of its kind. The settings
 hold the hash of every file that decides the tensors, so the hash of this file stands for all of them.
@@ -12,17 +12,18 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 SETTINGS: dict = {'name': 'tokenizer_docstrings',
- 'input': 'text',
+ 'inputs': ['text'],
  'packages': ['tokenizers==0.23.3'],
  'files': {'tokenizer.json': '2e9bf1e1b4e942916f837719964f56bc705361fcd1ccddfa1993da0e5e4e4a99',
-           'derive.py': '1b37ffac0d67de0b7abf45a353eb4f59e69c471a7e82ec24793561d856f7cf8e'},
+           'derive.py': '3814ae38d92cb6cb3c40edbf2a7c899259e3b6cef8e525b0e952c66d707649d9'},
  'options': {'max_length': 96,
              'over_length': 'truncate',
              'empty': 'refuse',
              'max_bytes': 262144,
              'pads': {'input_ids': 0, 'attention_mask': 0, 'token_type_ids': 0},
              'padding_side': 'right',
-             'truncation_side': 'right'}}
+             'truncation_side': 'right',
+             'pair': False}}
 HERE = Path(__file__).resolve().parent
 
 
@@ -71,11 +72,18 @@ class TritonPythonModel:
 
     def _answer(self, request):
         try:
-            rows = pb_utils.get_input_tensor_by_name(request, SETTINGS["input"]).as_numpy()
-            arrays = self._derive(rows.ravel().tolist(), request.requested_output_names())
+            tensors = [pb_utils.get_input_tensor_by_name(request, name) for name in SETTINGS["inputs"]]
+            columns = [tensor.as_numpy().ravel().tolist() for tensor in tensors]
+            # A row of several inputs is a tuple of its values.
+            rows = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+            arrays = self._derive(rows, request.requested_output_names())
             return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
         except self._refusal as error:
-            return _error(f"{SETTINGS['input']}: {error}", pb_utils.TritonError.INVALID_ARG)
+            names = SETTINGS["inputs"]
+            # The input that is wrong; without one it is the row.
+            place = getattr(error, "input", 0)
+            name = ", ".join(names) if place is None else names[place]
+            return _error(f"{name}: {error}", pb_utils.TritonError.INVALID_ARG)
         except Exception as error:
             text = f"{SETTINGS['name']}: {type(error).__name__}: {error}"
             return _error(text, pb_utils.TritonError.INTERNAL)
