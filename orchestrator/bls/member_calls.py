@@ -17,9 +17,10 @@ import numpy as np
 
 from orchestrator.bls.breaker import Breakers
 from orchestrator.bls.deriving import Deriving
+from orchestrator.bls.in_process import InProcess
 from orchestrator.bls.input_buffer import Buckets
 from orchestrator.bls.metrics import Counters
-from orchestrator.bls.pieces import EVERY_ROW, Errors, Gate, Helpers, MemberOutputs, Owners, Refusal, StageCall
+from orchestrator.bls.pieces import EVERY_ROW, Gate, Helpers, MemberOutputs, Owners, Refusal, StageCall
 from orchestrator.bls.rows import AnyRows, Rows, RowTensors, padded
 from orchestrator.errors import SENT, for_clients
 from orchestrator.spec import CascadeSpec, FusedPrefix
@@ -44,6 +45,7 @@ class MemberCalls:
     # model name -> version to ask by number; for others the server chooses. May change at any time.
     versions: Mapping[str, int]
     may_ask_prefix: Callable[[], bool]  # whether the plan's fused prefix may be asked now
+    in_process: InProcess  # members that are run here and not called
 
     def __post_init__(self) -> None:
         self._cpu = self.pb.PreferredMemory(self.pb.TRITONSERVER_MEMORY_CPU, 0)
@@ -149,6 +151,7 @@ class MemberCalls:
         gate, self._gates[place] = self._gates[place], Gate()
         gate.retire()
         call.lost.add(place)
+        self.in_process.drop(self._members[place].name)
         return self._breakers.give_up(place, call.rows)
 
     def _derive_and_ask(self, call: StageCall, works: Sequence[Callable[[], None]], owners: Owners | None) -> None:
@@ -186,7 +189,9 @@ class MemberCalls:
                 self.metrics.asked(len(rows), 0)
                 first, *later = [[said[place] for place in places] for places in self._places[: prefix.stages]]
                 return MemberOutputs(list(first), {}, later)
-        outputs = self.ask(StageCall(0, rows), tensor, owners=owners, timeout_s=self._limit_s)
+        # What runs here comes back, so that this thread may wait for it.
+        timeout_s = None if self.in_process.has_stage_0 else self._limit_s
+        outputs = self.ask(StageCall(0, rows), tensor, owners=owners, timeout_s=timeout_s)
         assert outputs is not None, "nobody else gives this call up"
         return outputs
 
@@ -305,9 +310,7 @@ class MemberCalls:
 
     def _outputs_of(self, call: StageCall) -> MemberOutputs:
         said = [call.said[place] for place in self._places[call.stage]]
-        errors: Errors = {}
-        for _, failed in said:
-            errors |= failed
+        errors = {at: why for _, failed in said for at, why in failed.items()}
         rows = call.rows if self._derives[call.stage] else None
         return MemberOutputs([output for output, _ in said], errors, cost=call.cost, rows=rows)
 
@@ -454,10 +457,10 @@ class MemberCalls:
         version: int | None = None,
         kinds: str = _NUMBERS,
     ) -> list[Rows] | Refusal:
-        """One call; a refusal is final where any other rows would be refused now, because the model is not there.
-
-        What a model that is there answers may be odd for some rows alone, such as texts that it leaves out.
-        """
+        """One call, or a run where no version is named; a refusal is final where the model is not there at all."""
+        here = self.in_process.members.get(model) if version is None else None
+        if here is not None:
+            return here.run(inputs)
         request = self.pb.InferenceRequest(
             model_name=model,
             model_version=self.versions.get(model, ANY_VERSION) if version is None else version,

@@ -184,6 +184,7 @@ class MemberWatch:
     Attributes:
         fault: why no request is answered now, None while all is as planned; read for every request.
         versions: model name -> version to ask by number, where that is known.
+        models: those of the plan, in its order.
     """
 
     def __init__(self, pb_utils: Any, spec: CascadeSpec, repository: Path, *, verify_files: bool) -> None:
@@ -192,10 +193,10 @@ class MemberWatch:
         self._pb = pb_utils
         self._spec = spec
         self._verify_files = verify_files
-        self._models = planned_models(spec, repository, verify_files=verify_files)
-        self._prefix = self._models[len(spec.members)] if spec.fused_prefix is not None else None
+        self.models = planned_models(spec, repository, verify_files=verify_files)
+        self._prefix = self.models[len(spec.members)] if spec.fused_prefix is not None else None
         # Deriving models count as members: no stage may be given other tensors than planned.
-        self._members = tuple(model for model in self._models if model is not self._prefix)
+        self._members = tuple(model for model in self.models if model is not self._prefix)
         self._prefix_fault: str | None = None
         self._calls: MemberCalls | None = None
         self._on_fault: Callable[[str], None] = lambda _: None
@@ -252,7 +253,7 @@ class MemberWatch:
         assert self._calls is not None, "bound before the first request"
         self._probes = probes = MemberProbes(self._pb, self._calls, row.copy())
         try:
-            probes.begin(model for model in self._models if model.has_hash)
+            probes.begin(model for model in self.models if model.has_hash)
             self.look()
             thread = threading.Thread(target=self._loop, name="committee-members", daemon=True)
             thread.start()
@@ -357,7 +358,7 @@ class MemberWatch:
             self._set(f"a member's file has changed: {path} is being read")
 
     def _take_versions(self) -> None:
-        self.versions.update({model.name: model.version for model in self._models if model.version is not None})
+        self.versions.update({model.name: model.version for model in self.models if model.version is not None})
 
     def _set(self, fault: str | None) -> None:
         before, log, name = self.fault, self._pb.Logger, self._spec.name
@@ -389,10 +390,10 @@ class MemberWatch:
         log = self._pb.Logger
         if not self._verify_files:
             log.log_warn("committee: verify_hashes is no: members' files are not compared with the plan's hashes")
-        if unseen := [model.name for model in self._models if not model.is_seen]:
+        if unseen := [model.name for model in self.models if not model.is_seen]:
             text = "files that cannot be seen from here, watched by their answers only"
             log.log_warn(f"committee: members not verified: {', '.join(unseen)} ({text})")
-        unverified = [model for model in self._models if model.is_seen and not model.is_verified]
+        unverified = [model for model in self.models if model.is_seen and not model.is_verified]
         reasons = {False: "no hash in the plan", True: "no file of a usual name, watched by their answers"}
         for has_hash, text in reasons.items():
             names = [model.name for model in unverified if model.has_hash is has_hash]

@@ -39,10 +39,15 @@ HELP = {
     "committee_breaker_opened_total": "Times a breaker opened because most calls of a stage's member failed.",
     "committee_calls_given_up_total": "Calls of a stage's member without an answer at the time limit.",
     "committee_calls_out": "Calls of a stage's member given up that have not returned; each holds a thread.",
+    "committee_in_process": "Whether a member runs in the cascade's process: 1 yes, 0 no, its model is called.",
+    "committee_in_process_runs_total": "Runs of a member in the cascade's process.",
+    "committee_in_process_rows_total": "Rows of these runs.",
+    "committee_in_process_us_total": "Microseconds of these runs.",
     "committee_latency_us_bucket": "Requests answered within le microseconds.",
     "committee_latency_us_sum": "Microseconds from arrival to answer, summed over requests.",
     "committee_latency_us_count": "Requests answered.",
 }
+RUNS = ("committee_in_process_runs_total", "committee_in_process_rows_total", "committee_in_process_us_total")
 PADDING = ("committee_values_total", "committee_padding_values_total")
 
 
@@ -77,6 +82,7 @@ class Counters:
             *(_key("committee_status_total", status=name) for name in STATUS_BITS.values()),
             *(_key(name, member=member) for name in of_members for member in (one.name for one in asked)),
             *(_key(name, member=member) for name in PADDING for member in padding),
+            *(_key(name, member=one.name) for name in RUNS for one in spec.members_in_process),
             *(_key(name) for name in sums),
             *(_key("committee_gear_shifts_total", direction=direction) for direction in shifts),
             *(_key("committee_latency_us_bucket", le=le) for le in (*LATENCY_BUCKETS_US, "+Inf")),
@@ -123,6 +129,17 @@ class Counters:
         with self._lock:
             for name, count in zip(PADDING, (values, filling), strict=True):
                 self._add(name, count, member=model)
+
+    def is_in_process(self, member: str, *, is_here: bool) -> None:
+        """A member that the plan wants run in this process is, or has its model called."""
+        with self._lock:
+            self.gauges[_key("committee_in_process", member=member)] = float(is_here)
+
+    def ran_in_process(self, member: str, rows: int, taken_ns: int) -> None:
+        """A member ran for rows in this process."""
+        with self._lock:
+            for name, count in zip(RUNS, (1, rows, taken_ns / 1000), strict=True):
+                self._add(name, count, member=member)
 
     def refused(self, rows: int) -> None:
         """Rows whose request got an error."""

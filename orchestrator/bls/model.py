@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.bls.door import Door
+from orchestrator.bls.in_process import InProcess
 from orchestrator.bls.member_calls import MemberCalls
 from orchestrator.bls.member_watch import NOT_LOOKED, MemberWatch
 from orchestrator.bls.metrics import Counters, MetricsFlusher
@@ -96,7 +97,12 @@ class CascadeModel:
         self._responder = responder = Responder(pb, spec, pending)
         self._metrics = metrics = Counters(spec)
         self._calls = calls = MemberCalls(
-            pb, spec, metrics, versions=watch.versions, may_ask_prefix=watch.may_ask_prefix
+            pb,
+            spec,
+            metrics,
+            versions=watch.versions,
+            may_ask_prefix=watch.may_ask_prefix,
+            in_process=InProcess(spec, watch.models, metrics=metrics, log=pb.Logger.log_warn),
         )
         self._pending = pending
         # Triton is the parent of the processes that its Python models run in.

@@ -1,6 +1,7 @@
 """`committee render`: from plans to the folders Triton serves."""
 
 import json
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +45,14 @@ def render(
         list[str] | None,
         typer.Option(metavar="MODEL", help="Have a tokenizer or another model of the repository make inputs."),
     ] = None,
+    in_process: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="STAGES",
+            help="Run the ONNX members of so many leading stages in the cascade's own process; 0 for none.",
+        ),
+    ] = None,
     model_version: Annotated[
         int | None, typer.Option(help="Version folder to write; the newest if not given.")
     ] = None,
@@ -65,6 +74,8 @@ def render(
     if derive:
         cascades = [_derived(one, repository, derive) for one in cascades]
         ensembles = [_derived(one, repository, derive) for one in ensembles]
+    if in_process is not None:
+        cascades = [_in_process(one, in_process) for one in cascades]
     if output is not None and (model_version is not None or force):
         raise RepositoryError("render --output", got="--model-version or --force", expected="neither with it")
     done, report = render_checked(
@@ -79,6 +90,14 @@ def render(
     _show(done, report, root=output or repository, as_json=as_json)
     if not report:
         raise typer.Exit(1)
+
+
+def _in_process(spec: CascadeSpec, stages: int) -> CascadeSpec:
+    """The plan that runs the members of so many stages in its own process."""
+    if stages > len(spec.stages):
+        expected = f"at most {len(spec.stages)}, the stages of {spec.name}"
+        raise RepositoryError("render --in-process", got=stages, expected=expected)
+    return replace(spec, in_process=stages)
 
 
 def _derived(spec: CascadeSpec, repository: Path, models: list[str]) -> CascadeSpec:

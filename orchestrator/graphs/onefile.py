@@ -59,7 +59,7 @@ def onefile_name(spec: CascadeSpec, stages: int | None = None) -> str:
 def answering(spec: CascadeSpec) -> CascadeSpec:
     """A plan without the parts that change no answer: its fit, the members' places, and limits of the runtime."""
     limits = Limits(max_batch_size=spec.limits.max_batch_size)
-    spec = dataclasses.replace(spec, fit=None, fused_prefix=None, limits=limits)
+    spec = dataclasses.replace(spec, fit=None, fused_prefix=None, in_process=0, limits=limits)
     return spec.with_members(lambda one: dataclasses.replace(one, version=None, data_files={}))
 
 

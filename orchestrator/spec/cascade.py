@@ -282,6 +282,8 @@ class CascadeSpec:
     fit: Fit | None = None
     fused_prefix: FusedPrefix | None = None
     gears: Gears | None = None
+    # so many leading stages, or all, have their ONNX members run in the cascade's own process, where that can be
+    in_process: int = 0
     # regular expression, searched for in the names of request parameters, whatever their case. Parameters
     # that match are headers that Triton forwards, and are passed over. None takes names with a dash, and the
     # registered headers of one word, for headers.
@@ -299,6 +301,7 @@ class CascadeSpec:
         faults.class_names("labels", self.labels or ())
         self._check_stages(faults)
         check_tensors(self.inputs, self.derived, {one.name: one.inputs for one in self.members}, faults)
+        faults.integer("in_process", self.in_process, low=0, high=MAX_STAGES)
         if self.fused_prefix is not None:
             self._check_fused_prefix(self.fused_prefix, faults)
         for gear in self.gears.cheaper if self.gears is not None else ():
@@ -346,6 +349,11 @@ class CascadeSpec:
     def members(self) -> tuple[Member, ...]:
         """All members in plan order."""
         return tuple(member for stage in self.stages for member in stage.members)
+
+    @property
+    def members_in_process(self) -> tuple[Member, ...]:
+        """The members that the plan wants run in the cascade's own process."""
+        return tuple(member for stage in self.stages[: self.in_process] for member in stage.members)
 
     @property
     def planned(self) -> tuple[Member | FusedPrefix | Derived, ...]:

@@ -105,7 +105,7 @@ def cascade_from_path(path: Path | str) -> CascadeSpec:
 def json_from_cascade(spec: CascadeSpec) -> str:
     """The text of cascade.json; equal specs give equal bytes, and reading it back gives an equal spec."""
     value = {"format": FORMAT, **dataclasses.asdict(spec)}
-    _leave_out(value, "derived", "fused_prefix", "gears", "header_pattern")
+    _leave_out(value, "derived", "fused_prefix", "gears", "in_process", "header_pattern")
     for tensor in value["inputs"]:
         _leave_out(tensor, "pad", "buckets", "preprocess")
     for model in value.get("derived", ()):

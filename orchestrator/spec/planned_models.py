@@ -73,6 +73,12 @@ class PlannedModel:
         """Whether its files are compared with the plan's hashes."""
         return bool(self._expected)
 
+    @property
+    def file(self) -> Path | None:
+        """The model file of the version to ask, which has the planned hash; None where files are not compared."""
+        is_known = self.is_verified and self.version is not None
+        return self._folder / str(self.version) / next(iter(self._expected)) if is_known else None
+
     def fault(self, ready: Ready | None = None, *, tick: Tick | None = None) -> str | None:
         """What differs from the plan now; None where nothing does, and `version` is then the one to ask.
 

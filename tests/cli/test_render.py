@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,35 @@ def test_bad_input_is_one_line_and_changes_nothing(
     assert message in str(result.exception)
     assert len(str(result.exception).splitlines()) == 1
     assert snapshot(tmp_path) == before
+
+
+def test_leading_stages_run_in_process_where_that_is_asked_for_and_can_be(
+    repository: Path, tmp_path: Path
+) -> None:
+    path = repository / "cascade" / "1" / "cascade.json"
+    for stages in (2, 0):
+        result = run(repository, tmp_path / "cascade.json", "--in-process", stages)
+        assert result.exit_code == 0, result.output
+        assert json.loads(path.read_text()).get("in_process", 0) == stages
+    with pytest.raises(
+        RepositoryError, match="render --in-process: got 3, expected at most 2, the stages of cascade"
+    ):
+        raise run(repository, tmp_path / "cascade.json", "--in-process", 3).exception
+    before = snapshot(repository)
+    add_python_member(repository / "small")
+    result = run(repository, tmp_path / "cascade.json", "--in-process", 1)
+    assert result.exit_code == 1
+    assert "got model.py, expected an ONNX file to run in process; render with fewer stages" in result.output
+    assert snapshot(repository)["cascade/1/cascade.json"] == before["cascade/1/cascade.json"]
+
+
+def add_python_member(folder: Path) -> None:
+    """Another model of the same tensors in a member's place."""
+    shutil.rmtree(folder)
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text("class TritonPythonModel:\n    pass\n")
+    (folder / "config.pbtxt").write_text(
+        'backend: "python"\nmax_batch_size: 8\n'
+        'input [{ name: "x" data_type: TYPE_FP32 dims: [4] }]\n'
+        'output [{ name: "logits" data_type: TYPE_FP32 dims: [3] }]\n'
+    )

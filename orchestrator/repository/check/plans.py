@@ -282,6 +282,16 @@ def check_onefile(model: Model, models: Mapping[str, Path], *, findings: Finding
         findings.of(model.name).fault(f"one file {field}", text)
 
 
+def check_in_process(spec: CascadeSpec, models: Mapping[str, Model], *, findings: Findings) -> None:
+    """Adds a fault for each member that a plan wants run in the cascade's process and that cannot be."""
+    for member in spec.members_in_process:
+        model = models.get(member.name)
+        if model is not None and (model.file is None or model.file.suffix != ".onnx"):
+            got = "no model file" if model.file is None else model.file.name
+            text = f"got {got}, expected an ONNX file to run in process; render with fewer stages `in_process`"
+            findings.of(spec.name).fault(f"member {member.name}", text)
+
+
 def check_fused_prefix(spec: CascadeSpec, model: Model | None, *, findings: Findings) -> None:
     """Adds what does not fit between a plan and its fused prefix, whose model may be missing."""
     prefix = spec.fused_prefix

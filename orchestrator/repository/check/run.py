@@ -20,6 +20,7 @@ from orchestrator.repository.check.plans import (
     check_derived,
     check_ensemble_folder,
     check_fused_prefix,
+    check_in_process,
     check_members,
     check_onefile,
     unserved_version,
@@ -172,6 +173,7 @@ class _Check:
         others = [other for other in self.folders if other != name]
         check_members(spec, models, findings=self.findings, known=others)
         check_derived(spec, models, findings=self.findings)
+        check_in_process(spec, models, findings=self.findings)
         if spec.fused_prefix is not None:
             check_fused_prefix(spec, models.get(spec.fused_prefix.name), findings=self.findings)
         for member in models:
