@@ -22,6 +22,7 @@ from perf.studies.overload.command import overload
 from perf.studies.planner import planner
 from perf.studies.reproduce.command import reproduce
 from perf.studies.soak import soak
+from perf.studies.tables import tables
 from perf.studies.text.command import text, text_study
 from perf.studies.training import digits, glyphs, glyphs_data, text_data
 
@@ -39,7 +40,7 @@ for command in (run, leak, core, onefile, planner, int8, live, overload, soak, f
 # Options behind these names are the other program's.
 for command in (analyzer, tritonserver):
     app.command(cls=HandsOn)(command)
-for command in (inputs, gpu, reproduce, digits, glyphs, glyphs_data, text_data, text, text_study):
+for command in (inputs, gpu, tables, reproduce, digits, glyphs, glyphs_data, text_data, text, text_study):
     app.command()(command)
 
 

@@ -1,27 +1,21 @@
 """docs/imagenet.md: its commands run as they stand, on a few pictures and small stand-ins for the models."""
 
-import contextlib
 import json
-import os
 import re
 import shlex
-import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.pages import blocks, run_commands, write_programs
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/imagenet.md").read_text(encoding="utf-8")
 STEPS, OTHERS = PAGE.split("## Other families")
 # The only lines a reader is told to change.
 VARIABLES = ("VAL", "CLASSES", "WORK", "EPSILON", "REQUESTS", "HTTP", "GRPC", "MEMBERS")
-
-
-def blocks(text: str) -> list[str]:
-    return re.findall(r"```bash\n(.*?)```", text, re.S)
 
 
 def assigned(block: str) -> list[str]:
@@ -49,11 +43,7 @@ class Reader:
             "VAL": "data/val", "CLASSES": "data/map.txt", "EPSILON": "0.25", "REQUESTS": "40",
             "HTTP": str(free_port()), "GRPC": str(free_port()),
         }  # fmt: skip
-        programs = folder / ".venv/bin"
-        programs.mkdir(parents=True)
-        for name, words in (("python", ""), ("committee", "-m orchestrator ")):
-            (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words}"$@"\n')
-            (programs / name).chmod(0o755)
+        write_programs(folder)
         # For a machine without curl; PATH has the real one first.
         (folder / "bin").mkdir()
         (folder / "bin/curl").write_text(
@@ -65,29 +55,8 @@ class Reader:
     def run(self, commands: list[str], *, timeout_s: float) -> str:
         """Runs the page's first block with the changes, then the commands; gives what they and bash print."""
         lines = [re.sub(r"^([A-Z]+)=\S+", self._changed, line) for line in blocks(PAGE)[0].splitlines()]
-        script = "\n".join(["set -euo pipefail", *lines, "set -v", *commands])
-        environment = {
-            "PATH": f"{os.environ['PATH']}:{self.folder / 'bin'}",
-            "HOME": str(self.folder),
-            "PYTHONPATH": str(ROOT),
-            "HF_HUB_OFFLINE": "1",
-        }
-        log = self.folder / "log.txt"
-        # Not a pipe: the server would hold it open after a command that failed.
-        with log.open("w") as out:
-            process = subprocess.Popen(
-                ["bash", "-c", script], cwd=self.folder, env=environment, start_new_session=True,
-                stdout=out, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        try:
-            process.wait(timeout=timeout_s)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        shown = log.read_text()
-        sys.stdout.write(shown)
-        assert process.returncode == 0, shown
-        return shown
+        script = ["set -euo pipefail", *lines, "set -v", *commands]
+        return run_commands(self.folder, script, timeout_s=timeout_s, path=f":{self.folder / 'bin'}")
 
     def _changed(self, line: re.Match[str]) -> str:
         name = line[1]

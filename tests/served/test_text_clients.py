@@ -14,16 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from perf.__main__ import app as perf_app
+from tests.pages import ROOT, blocks, on_free_ports, run_commands, write_programs
 from tests.served.texts import ServedTexts
 
 pytestmark = [pytest.mark.triton, pytest.mark.export, pytest.mark.timeout(120)]
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "text.md").read_text(encoding="utf-8")
 CLIENTS = PAGE.split("## Clients")[1].split("\n## ")[0]
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", CLIENTS, re.S)
 
 
 def here(text: str, served: ServedTexts) -> str:
@@ -36,21 +32,22 @@ def labels_of(served: ServedTexts, *texts: str) -> list[str]:
     return [str(served.answers.label[served.texts.index(text)]) for text in texts]
 
 
-@pytest.mark.parametrize("place", range(len(blocks("python"))))
+@pytest.mark.parametrize("place", range(len(blocks(CLIENTS, "python"))))
 def test_a_python_client_gets_the_labels(served_texts: ServedTexts, place: int) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(
-            compile(here(blocks("python")[place], served_texts), "docs/text.md", "exec"), {"__name__": "__main__"}
+            compile(here(blocks(CLIENTS, "python")[place], served_texts), "docs/text.md", "exec"),
+            {"__name__": "__main__"},
         )
-    texts = list(dict.fromkeys(re.findall('"((?:Fit|Draw) [^"]*)"', blocks("python")[place])))
+    texts = list(dict.fromkeys(re.findall('"((?:Fit|Draw) [^"]*)"', blocks(CLIENTS, "python")[place])))
     found = printed.getvalue().split()
     assert found == labels_of(served_texts, *texts) * (len(found) // len(texts)), found
     assert found
 
 
 def test_curl_sends_texts_as_json(served_texts: ServedTexts) -> None:
-    command = here(blocks("bash")[0], served_texts)
+    command = here(blocks(CLIENTS)[0], served_texts)
     words = shlex.split(command)
     if shutil.which("curl") is None:
         pytest.skip("no curl")
@@ -64,7 +61,7 @@ def test_curl_sends_texts_as_json(served_texts: ServedTexts) -> None:
 def test_perf_analyzer_sends_the_rows_of_a_table(
     served_texts: ServedTexts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written, measured = (shlex.split(here(line, served_texts))[3:] for line in blocks("bash")[1].splitlines())
+    written, measured = (shlex.split(here(line, served_texts))[3:] for line in blocks(CLIENTS)[1].splitlines())
     rows = tmp_path / "rows.json"
     changed = {
         "build/docstrings/plan.csv": str(served_texts.table),
@@ -81,3 +78,19 @@ def test_perf_analyzer_sends_the_rows_of_a_table(
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert float(re.search(r"Throughput: ([\d.]+) infer/sec", done.stdout)[1]) > 0
+
+
+@pytest.mark.slow  # thousands of rows are recorded: minutes
+@pytest.mark.timeout(600)
+def test_every_command_from_a_table_to_answers_runs(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    write_programs(tmp_path)
+    (tmp_path / "perf").mkdir()
+    (tmp_path / "perf/text").symlink_to(ROOT / "perf/text")
+    steps = PAGE.split("## A cascade of text")[1].split("## Clients")[0]
+    commands = "\n".join(blocks(steps)).splitlines()
+    run_commands(tmp_path, ["set -euo pipefail", *on_free_ports(commands)], timeout_s=560)
+    answers = pyarrow.parquet.read_table(tmp_path / "build/text-answers.parquet")
+    assert len(answers) > 5000
+    assert "text" in answers.schema.names
