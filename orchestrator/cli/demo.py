@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from orchestrator.cli.console import ADDRESS, Ca, Cert, Headers, Key, endpoint_from_options
 from orchestrator.cli.demo_routes import (
@@ -102,8 +102,8 @@ def demo(
     console.print(f"Written: {output / 'report.json'}, {output / 'frontier.png'}", soft_wrap=True)
 
 
-def _tell(progress: Progress, task: object, words: str) -> None:
-    progress.update(task, description=words)  # type: ignore[arg-type]
+def _tell(progress: Progress, task: TaskID, words: str) -> None:
+    progress.update(task, description=words)
 
 
 def _digits(repository: Path) -> DemoCommittee:

@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from orchestrator.bls.breaker import (
     Breaker,
     Opening,
 )
-from orchestrator.spec import FusedPrefix, Member, Stage
+from orchestrator.spec import CascadeSpec, FusedPrefix, Member, Stage
 from orchestrator.spec.answer import DEGRADED
 from tests.bls.fixtures import (
     EASY,
@@ -36,7 +37,7 @@ from tests.bls.fixtures import (
     two_stages,
     usual,
 )
-from tests.fakes.triton import FakeTriton, InferenceResponse, TritonError
+from tests.fakes.triton import FakeTriton, InferenceResponse, MemberFunction, TritonError
 
 EDGES = {(event, *move) for event, moves in BREAKER_TRANSITIONS.items() for move in moves.items()}
 
@@ -49,29 +50,29 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 class Failing:
     """A member that fails while it is told to; a row of minus one is always refused."""
 
-    def __init__(self, member: object, *, text: str = "out of memory") -> None:
+    def __init__(self, member: MemberFunction, *, text: str = "out of memory") -> None:
         self.member, self.text, self.is_down, self.calls = member, text, True, 0
 
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
+    def __call__(self, rows: np.ndarray) -> Any:
         self.calls += 1
         if self.is_down or (rows == -1).any():
             raise RuntimeError(self.text)
-        return self.member(rows)  # type: ignore[operator, no-any-return]
+        return self.member(rows)
 
 
-def lenient(stage: int) -> object:
+def lenient(stage: int) -> CascadeSpec:
     stages = list(two_stages().stages)
     stages[stage] = dataclasses.replace(stages[stage], on_failure="answer")
     return two_stages(stages=tuple(stages))
 
 
-def state_of(fake: FakeTriton, model: object, **labels: str) -> float:
-    model._flusher.flush()  # type: ignore[attr-defined]
+def state_of(fake: FakeTriton, model: Any, **labels: str) -> float:
+    model._flusher.flush()
     return fake.total("committee_breaker_state", **labels)
 
 
-def ask_often(model: object, row: np.ndarray, times: int = LEAST_CALLS) -> list[InferenceResponse]:
-    return [ask_all(model, [asking(row)])[0] for _ in range(times)]  # type: ignore[arg-type]
+def ask_often(model: Any, row: np.ndarray, times: int = LEAST_CALLS) -> list[InferenceResponse]:
+    return [ask_all(model, [asking(row)])[0] for _ in range(times)]
 
 
 @given(st.lists(st.tuples(st.floats(0, 4), st.booleans()), max_size=60))
@@ -171,7 +172,7 @@ def test_while_it_is_open_rows_are_refused_without_a_call_and_afterwards_answere
 
 def test_with_answer_the_stages_before_answer_with_the_degraded_bit_and_no_call_is_wasted(tmp_path: Path) -> None:
     broken = Failing(large)
-    with loaded(tmp_path, usual(large=broken), lenient(1)) as model:  # type: ignore[arg-type]
+    with loaded(tmp_path, usual(large=broken), lenient(1)) as model:
         ask_often(model, HARD)
         calls = broken.calls
         answers = ask_often(model, HARD, 5)

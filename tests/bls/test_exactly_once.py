@@ -295,9 +295,9 @@ class Runtime(RuleBasedStateMachine):
 
     def _is_right(self, given: dict[str, int], row: int, said: dict[str, Any]) -> bool:
         """Whether replay says the same in one of the gears that may have decided."""
-        policy = {name: value for name, value in given.items() if name != "deadline_us"}
+        policy: dict[str, Any] = {name: value for name, value in given.items() if name != "deadline_us"}
         gears = (given["gear"],) if "gear" in given else (0, 1)
-        answers = [replayed(self.on_failure, Policy(**{**policy, "gear": gear}), self.place) for gear in gears]  # type: ignore[arg-type]
+        answers = [replayed(self.on_failure, Policy(**{**policy, "gear": gear}), self.place) for gear in gears]
         return any(
             all(np.array_equal(getattr(one, name)[row].reshape(-1), said[name]) for name in ANSWER_COLUMNS)
             for one in answers

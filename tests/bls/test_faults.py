@@ -34,7 +34,7 @@ from tests.bls.fixtures import (
     usual,
     wait_for,
 )
-from tests.fakes.triton import FakeTriton, InferenceResponse, Request, TritonError
+from tests.fakes.triton import FakeTriton, InferenceResponse, MemberFunction, Request, TritonError
 
 
 class Garbled(Request):
@@ -162,13 +162,13 @@ def test_a_fault_after_rows_left_the_table_does_not_touch_who_took_their_slots(
 BAD, SPOILT = -50.0, 4.0
 
 
-def refusing(member: object, column: int) -> object:
+def refusing(member: MemberFunction, column: int) -> MemberFunction:
     """A member that answers no batch with a bad row in it, as Triton's ONNX Runtime backend does."""
 
-    def said(rows: np.ndarray) -> np.ndarray:
+    def said(rows: np.ndarray) -> Any:
         if (rows[:, column] == BAD).any():
             raise RuntimeError("onnx runtime error 6: indices element out of\n data bounds")
-        return member(rows)  # type: ignore[operator]
+        return member(rows)
 
     return said
 

@@ -163,14 +163,16 @@ def test_readiness_is_looked_at_anew_before_the_first_request_and_watched_from_t
         until(model, refused)
 
 
-def test_a_cascade_whose_members_cannot_be_asked_about_is_not_ready(tmp_path: Path) -> None:
+def test_a_cascade_whose_members_cannot_be_asked_about_is_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = usual()
 
     def starting(name: str, version: str = "") -> bool:
         raise RuntimeError("server not ready")
 
     with running(tmp_path, server, spec_with(version=1)) as model:
-        server.is_model_ready = starting  # type: ignore[method-assign]
+        monkeypatch.setattr(server, "is_model_ready", starting)
         assert not model.is_ready()
 
 

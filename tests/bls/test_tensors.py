@@ -49,7 +49,8 @@ def asking(kind: Kind, *rows: np.ndarray, **changes: np.ndarray | None) -> Reque
 
 
 def label(response: InferenceResponse) -> list[int]:
-    assert response.error() is None, response.error().message()  # type: ignore[union-attr]
+    error = response.error()
+    assert error is None, error.message()
     return [int(one) for one in response.column("label")[:, 0]]
 
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from perf.routes.obedient import STRICT
-from tests.faults.frame import Bench
+from tests.faults.frame import Bench, FaultRow
 from tests.faults.matrix import ROWS
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(300)]
@@ -44,7 +44,7 @@ def test_calls_that_hung_hold_no_thread_when_the_member_works_again(bench: Bench
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name not in QUICK], ids=lambda row: row.name)
-def test_every_other_fault_too(bench: Bench, row: object) -> None:
+def test_every_other_fault_too(bench: Bench, row: FaultRow) -> None:
     # Slow: servers that are killed start again, and some rows wait for a look that comes every few seconds.
-    result = bench.run(row)  # type: ignore[arg-type]
+    result = bench.run(row)
     assert not result.faults, result

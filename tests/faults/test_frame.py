@@ -145,7 +145,8 @@ def test_what_a_row_breaks_is_said(known: KnownRows) -> None:
         "whole after 6.0 s, 5.0 allowed",
     ]  # fmt: skip
     fine = dataclasses.replace(row, flags=False)
-    assert frame._faults_of(fine, SimpleNamespace(complaints=[]), done[:1], 0.0, 5.0) == []  # type: ignore[arg-type]
+    quiet: Any = SimpleNamespace(complaints=[])
+    assert frame._faults_of(fine, quiet, done[:1], 0.0, 5.0) == []
     page = page_from_results(
         [
             FaultResult(row=row, counts=counted(done), whole_s=6.0, faults=tuple(found)),

@@ -14,6 +14,7 @@ import tritonclient.grpc.aio as triton
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
+from orchestrator.client.answers import ServedAnswers
 from orchestrator.repository.render import render
 from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import CascadeSpec, FusedPrefix, InputSpec, Limits, Member, Stage
@@ -133,7 +134,7 @@ def expected(rows: npt.NDArray[np.float32]) -> SimpleNamespace:
     return SimpleNamespace(hard=hard, label=label, marked=marked, exit_stage=hard.astype(int))
 
 
-Asked = tuple[npt.NDArray[np.float32], object]
+Asked = tuple[npt.NDArray[np.float32], ServedAnswers | InferenceServerException]
 
 
 async def answers_to_all(server: EmbeddedServer, model: str) -> list[Asked]:
@@ -167,9 +168,9 @@ def test_only_requests_with_a_marked_row_fail_and_all_others_are_right(server: E
             assert answer.message().startswith(text)
             continue
         assert not isinstance(answer, InferenceServerException), answer
-        assert answer.label.tolist() == wanted.label.tolist()  # type: ignore[attr-defined]
-        assert answer.exit_stage.tolist() == wanted.exit_stage.tolist()  # type: ignore[attr-defined]
-        assert not answer.status.any()  # type: ignore[attr-defined]
+        assert answer.label.tolist() == wanted.label.tolist()
+        assert answer.exit_stage.tolist() == wanted.exit_stage.tolist()
+        assert not answer.status.any()
     assert failed > 40
     assert set(codes) <= {"StatusCode.UNAVAILABLE", "StatusCode.INVALID_ARGUMENT"}
     # Whose fault it is cannot be told before a member has answered any row, nor in a large batch of bad rows.
@@ -184,12 +185,12 @@ def test_where_the_plan_says_answer_only_marked_rows_are_degraded(server: Embedd
     for rows, answer in asyncio.run(answers_to_all(server, "lenient")):
         wanted = expected(rows)
         assert not isinstance(answer, InferenceServerException), answer
-        degraded = (answer.status & DEGRADED) != 0  # type: ignore[attr-defined]
+        degraded = (answer.status & DEGRADED) != 0
         assert degraded.tolist() == wanted.marked.tolist()
         # What one stage cannot take, the other answers.
-        assert answer.exit_stage.tolist() == (wanted.hard ^ wanted.marked).astype(int).tolist()  # type: ignore[attr-defined]
+        assert answer.exit_stage.tolist() == (wanted.hard ^ wanted.marked).astype(int).tolist()
         fine = ~wanted.marked
-        assert answer.label[fine].tolist() == wanted.label[fine].tolist()  # type: ignore[attr-defined]
+        assert answer.label[fine].tolist() == wanted.label[fine].tolist()
 
 
 def test_a_member_that_is_not_there_is_not_asked_again(server: EmbeddedServer) -> None:

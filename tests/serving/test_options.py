@@ -2,6 +2,7 @@ import ipaddress
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,8 +26,8 @@ from orchestrator.serving.options import (
 PORTS = st.integers(1, 65535)
 
 
-def options(**changes: object) -> ServeOptions:
-    return ServeOptions(**{"repository": Path("models"), **changes})  # type: ignore[arg-type]
+def options(**changes: Any) -> ServeOptions:
+    return ServeOptions(**{"repository": Path("models"), **changes})
 
 
 def test_the_defaults_are_tritons_ports_on_this_machine_alone() -> None:
@@ -146,9 +147,9 @@ def test_ipv6_is_written_as_urls_and_as_triton_want_it() -> None:
     assert [evhtp_host(host) for host in ("::", "127.0.0.1", "box")] == ["ipv6:::", "127.0.0.1", "box"]
 
 
-def on_free_ports(**changes: object) -> ServeOptions:
-    chosen = {"repository": Path("models"), "http_port": 0, "grpc_port": 0, "metrics_port": 0, **changes}
-    return ServeOptions(**chosen)  # type: ignore[arg-type]
+def on_free_ports(**changes: Any) -> ServeOptions:
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    return options(**{**ports, **changes})
 
 
 @pytest.fixture

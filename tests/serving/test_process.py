@@ -11,6 +11,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -320,8 +321,8 @@ def test_a_model_that_loads_too_slowly_is_named(repository: Path, tmp_path: Path
     assert "the whole log is" in str(caught.value)
 
 
-def free_options(repository: Path, **options: object) -> ServeOptions:
-    return ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0, **options)  # type: ignore[arg-type]
+def free_options(repository: Path, **options: Any) -> ServeOptions:
+    return ServeOptions(repository=repository, http_port=0, grpc_port=0, metrics_port=0, **options)
 
 
 @pytest.mark.parametrize("field", ["http_port", "grpc_port", "metrics_port"])

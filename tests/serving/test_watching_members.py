@@ -87,9 +87,13 @@ def control() -> Control:
     return Control("small", "large", "cascade", "other")
 
 
+def watching(repository: Path, control: Any, told: list[str]) -> CascadeWatch:
+    return CascadeWatch(repository, control, tell=told.append)
+
+
 @pytest.fixture
 def watch(repository: Path, control: Control, told: list[str]) -> CascadeWatch:
-    made = CascadeWatch(repository, control, tell=told.append)  # type: ignore[arg-type]
+    made = watching(repository, control, told)
     made.look()
     return made
 
@@ -167,7 +171,7 @@ def test_hashes_are_not_compared_where_the_configuration_says_so(
 ) -> None:
     control.configs["cascade"] = {"parameters": {"verify_hashes": {"string_value": "no"}}}
     put(repository, "small", OTHER)
-    watch = CascadeWatch(repository, control, tell=told.append)  # type: ignore[arg-type]
+    watch = watching(repository, control, told)
     watch.look()
     assert control.done == []
     control.unload(["small"])
@@ -181,7 +185,7 @@ def test_a_cascade_within_a_cascade_takes_the_outer_one_along_and_both_come_back
     plan(repository, "inner", "small")
     plan(repository, "outer", "inner", "large")
     control.ready |= {"inner": {1}, "outer": {1}}
-    watch = CascadeWatch(repository, control, tell=told.append)  # type: ignore[arg-type]
+    watch = watching(repository, control, told)
     watch.look()
     path = put(repository, "small", OTHER)
     for _ in range(3):

@@ -315,7 +315,7 @@ def test_each_fault_of_the_tensors_is_named(changes: dict[str, Any], said: str) 
     assert "\n" not in str(caught.value)
 
 
-FORMAT_1 = {
+FORMAT_1: dict[str, Any] = {
     "format": 1, "name": "words", "classes": 3, "input": {"name": "x", "dtype": "FP32", "dims": [4]},
     "lead": {"name": "prefix", "stages": 2},
     "stages": [
@@ -334,7 +334,7 @@ def test_format_1_means_what_it_meant_and_is_written_as_format_2() -> None:
     assert (again["format"], again["fused_prefix"]["name"]) == (2, "prefix")
     assert cascade_from_json(json.dumps(again)) == spec
     renamed = {"members": [{"name": "two", "output": "logits", "input": "pixels"}]}
-    spec = cascade_from_json(json.dumps({**FORMAT_1, "lead": None, "stages": [FORMAT_1["stages"][0], renamed]}))  # type: ignore[index]
+    spec = cascade_from_json(json.dumps({**FORMAT_1, "lead": None, "stages": [FORMAT_1["stages"][0], renamed]}))
     assert spec.members[1].inputs == {"pixels": "x"}
 
 

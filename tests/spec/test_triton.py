@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,9 +37,9 @@ def test_a_policy_says_which_of_the_versions_that_are_there_are_served(
 
 @given(PRESENT, NUMBERS.filter(bool), st.integers(1, 10))
 def test_a_policy_in_config_pbtxt_says_the_same(
-    tmp_path_factory: object, present: set[int], named: list[int], count: int
+    tmp_path_factory: pytest.TempPathFactory, present: set[int], named: list[int], count: int
 ) -> None:
-    folder = tmp_path_factory.mktemp("model")  # type: ignore[attr-defined]
+    folder = tmp_path_factory.mktemp("model")
     for number in present:
         (folder / str(number)).mkdir()
     listed = ", ".join(map(str, named))

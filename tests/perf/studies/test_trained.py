@@ -3,6 +3,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ from perf.studies import digits
 from perf.studies import glyphs_members as members
 from perf.studies import training as commands
 from perf.studies.digits import DIGITS, Architecture, ConvNet, augment, export_digits, training_settings
-from perf.studies.glyphs_data import CLASSES, glyphs_split
+from perf.studies.glyphs_data import CLASSES, SplitName, glyphs_split
 from perf.studies.glyphs_members import (
     FAMILY,
     GlyphsNet,
@@ -155,9 +156,9 @@ def test_training_draws_the_train_part_alone_and_a_second_run_does_nothing(
 ) -> None:
     drawn: list[str] = []
 
-    def watched(part: str, *, rows: int | None = None, progress: Callable[[int, int], None] | None = None):
+    def watched(part: SplitName, **options: Any) -> Any:
         drawn.append(part)
-        return glyphs_split(part, rows=rows, progress=progress)  # type: ignore[arg-type]
+        return glyphs_split(part, **options)
 
     monkeypatch.setattr(members, "glyphs_split", watched)
     monkeypatch.setattr(members, "FAMILY", {"glyphs_b0": TINY})

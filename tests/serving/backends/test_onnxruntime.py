@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -124,7 +125,7 @@ def executions(server: EmbeddedServer, model: str) -> int:
         return int(client.get_inference_statistics(model).model_stats[0].execution_count)
 
 
-def configuration(server: EmbeddedServer, model: str) -> dict[str, object]:
+def configuration(server: EmbeddedServer, model: str) -> dict[str, Any]:
     with grpcclient.InferenceServerClient(server.grpc_address) as client:
         found = client.get_model_config(model, as_json=True)["config"]
     return {key: found.get(key) for key in ("max_batch_size", "input", "output", "dynamic_batching")}
@@ -157,11 +158,11 @@ def test_a_batch_size_that_is_given_stays_and_adds_batching_where_there_is_somet
 
 
 def test_a_tensor_without_axes_of_its_own_is_completed_as_one_number(server: EmbeddedServer) -> None:
-    (column,) = configuration(server, "auto_column")["output"]  # type: ignore[misc]
+    (column,) = configuration(server, "auto_column")["output"]
     assert column["dims"] == ["1"]
     assert "reshape" in column
     np.testing.assert_array_equal(ask(server, "auto_column", {"x": rows(2)})["y"], [[3.0], [12.0]])
-    (scalar,) = configuration(server, "auto_scalar")["output"]  # type: ignore[misc]
+    (scalar,) = configuration(server, "auto_scalar")["output"]
     assert scalar["dims"] == ["1"]
     numbers = {"x": np.float32([2.5]), "y": np.float32([1.0])}
     np.testing.assert_array_equal(ask(server, "auto_scalar", numbers)["total"], [3.5])
@@ -177,8 +178,8 @@ def test_a_model_without_a_batch_axis_is_completed_and_served_as_such(server: Em
 
 def test_several_inputs_and_outputs_are_completed(server: EmbeddedServer) -> None:
     found = configuration(server, "auto_two")
-    assert [entry["name"] for entry in found["input"]] == ["a", "b"]  # type: ignore[attr-defined]
-    assert [entry["data_type"] for entry in found["output"]] == ["TYPE_FP32", "TYPE_INT64"]  # type: ignore[attr-defined]
+    assert [entry["name"] for entry in found["input"]] == ["a", "b"]
+    assert [entry["data_type"] for entry in found["output"]] == ["TYPE_FP32", "TYPE_INT64"]
 
 
 # --- answers

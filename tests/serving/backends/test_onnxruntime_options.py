@@ -30,8 +30,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A file of the backend as a module, without the server."""
-    triton = types.ModuleType("triton_python_backend_utils")
-    triton.TritonModelException = RefusedModelError  # type: ignore[attr-defined]
+    triton = types.SimpleNamespace(TritonModelException=RefusedModelError)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
     monkeypatch.syspath_prepend(BACKENDS / "onnxruntime")
     spec = importlib.util.spec_from_file_location(f"stand_in_{name}", BACKENDS / "onnxruntime" / f"{name}.py")
