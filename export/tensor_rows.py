@@ -14,7 +14,7 @@ import onnx
 
 from orchestrator.graphs.editing import all_graphs
 from orchestrator.spec import TensorSpec
-from orchestrator.spec.request import INPUT_DTYPES, TEXT
+from orchestrator.spec.request import INPUT_DTYPES, TEXT, is_named_mask
 
 # Made-up rows are this long at most: work grows with the square of the length, and kernels repeat themselves.
 USUAL_LENGTH = 48
@@ -164,7 +164,7 @@ def kinds_from_graph(
             spec=one,
             pad=pad.get(one.name, 0),
             below=_table_size(graph, one.name),
-            is_mask="mask" in one.name.lower() and one.dtype != TEXT,
+            is_mask=is_named_mask(one.name) and one.dtype != TEXT,
             words=words,
         )
         for one in tensors

@@ -195,6 +195,10 @@ def checked_rows(tensor: Any, spec: InputSpec) -> Rows:
         raise InputError(what, got="an empty batch", expected="at least one row")
     if text := over_last_bucket(spec, rows.shape[1:]):
         raise InputError(f"{what}: {text}")
+    if spec.is_mask and not (shows := rows.any(axis=tuple(range(1, rows.ndim)))).all():
+        # A network that sees nothing looks at everything, padding too, of which other requests decide.
+        got = f"nothing but zeros in row {int(shows.argmin())}"
+        raise InputError(what, got=got, expected="a mask that shows a part of every row")
     return rows.astype(object) if spec.is_text else rows
 
 

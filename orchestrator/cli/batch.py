@@ -73,6 +73,8 @@ def batch(
     Tables may be .csv, .tsv or .jsonl as well: --text names the column of text, --columns the numbers of a row.
 
     Example: committee batch --model digits_cascade digits.npz answers.parquet --in-flight 16
+
+    Text: committee batch --model reviews new.csv answers.parquet --text review --keep-columns review
     """
     job = BatchJob(
         model=model,

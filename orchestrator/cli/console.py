@@ -90,7 +90,8 @@ ColumnsOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME,...",
-        help="Columns of numbers, one for each number of a row, in the model's order.",
+        help="Columns of numbers, one for each number of a row, in the model's order; if not named, all that are "
+        "neither ids nor labels.",
         show_default=False,
     ),
 ]

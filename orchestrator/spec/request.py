@@ -23,6 +23,11 @@ INPUT_DTYPES = {
 TEXT = "STRING"  # the dtype of text, whose elements are bytes
 
 
+def is_named_mask(name: str) -> bool:
+    """Whether a tensor of that name is a mask."""
+    return "mask" in name.lower()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """How a client turns an image file into one row; the server never runs it."""
@@ -106,6 +111,11 @@ class RowTensor:
     def is_text(self) -> bool:
         """Whether rows hold text: one element of bytes each."""
         return self.dtype == TEXT
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether its name says that it tells values of a row from padding, which is 0 in it."""
+        return is_named_mask(self.name) and self.length_axis is not None and self.pad == 0 and not self.is_text
 
     @property
     def length_axis(self) -> int | None:

@@ -80,6 +80,7 @@ X = np.stack([EASY])
         (SEVERAL, {"text": TEXT[:, 0]}, "input text: got shape [1], expected [n, 1]"),
         (LENGTHS, {"ids": np.zeros((1, 14), np.float32)}, "input ids: got length 14, expected at most 13, the"),
         (LENGTHS, {"ids": np.zeros((1, 0), np.float32)}, "input ids: got shape [1, 0], expected [n, any]"),
+        (LENGTHS, {"mask": np.zeros((1, 7), np.int64)}, "input mask: got nothing but zeros in row 0"),
         (LENGTHS, {"mask": np.zeros((1, 7, 1), np.int64)}, "input mask: got shape [1, 7, 1], expected [n, any]"),
     ],
 )  # fmt: skip

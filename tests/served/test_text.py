@@ -149,7 +149,7 @@ def tokens(ids: np.ndarray = IDS, mask: np.ndarray | None = None, **more: np.nda
 
 # The cascade, a request, and words of its only answer.
 BAD: dict[str, tuple[str, Tensors, str]] = {
-    "empty": (TEXT, text(""), "tokenizer: text: row 0: got a text without a token"),
+    "empty": (TEXT, text(""), "tokenizer_docstrings: text: row 0: got a text without"),
     "spaces": (STRICT, text("  \t"), "strict_tokenizer: text: row 0: got a text without a token"),
     "not UTF-8, at a member": (TEXT, text(b"\xff\xfe"), "stage 0 member docstrings_linear: text is not UTF-8"),
     "not UTF-8, at a tokenizer": (STRICT, text(b"cut \xc3"), "got byte 0xc3 at 4, which is not UTF-8"),
@@ -163,6 +163,7 @@ BAD: dict[str, tuple[str, Tensors, str]] = {
     "one bad text of three": (STRICT, text("Draw a line", b"\xff", "Fit"), "row 1: got byte 0xff at 0"),
     "an id outside the vocabulary": (TOKENS, tokens(IDS * 10**6), "indices element out of data bounds"),
     "a mask that is shorter": (TOKENS, tokens(mask=ONES[:, :2]), "stage 0 member docstrings_tiny"),
+    "a mask of zeros": (TOKENS, tokens(mask=ONES * 0), "input attention_mask: got nothing but zeros in row 0"),
     "longer than every bucket": (TOKENS, tokens(np.ones((1, 97), np.int64)), "got length 97, expected at most 96"),
     "no values": (TOKENS, tokens(IDS[:, :0]), "input input_ids: got shape [1, 0]"),
     "other numbers of rows": (TOKENS, tokens(IDS.repeat(2, axis=0), ONES), "batch size"),
@@ -192,13 +193,11 @@ def test_a_bad_request_is_refused_in_one_line_and_neighbours_in_flight_are_answe
 
 
 def test_what_a_text_may_be_is_answered(served_texts: ServedTexts) -> None:
-    """Texts of many tokens are cut, other letters are text, and a mask of zeros gets some answer."""
+    """Texts of many tokens are cut, and other letters are text."""
 
     async def run() -> None:
         async with client_of(served_texts.server.grpc_address) as client:
             for given in (LINES * 50, "\u65e5\u672c\u8a9e" * 2000, "zero \0 inside", "\U0001f600 smile"):
                 await ask(client, TEXT, text(given))
-            found = await ask(client, TOKENS, tokens(mask=ONES * 0))
-            assert np.isfinite(found["probabilities"]).all()
 
     asyncio.run(run())
