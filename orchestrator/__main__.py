@@ -31,6 +31,7 @@ COMMANDS = {
     "time": "Measure how long members take, batch by batch, to plan in time.",
     "split": "Cut records in two: rows to plan with, rows to evaluate on.",
     "plan": "Choose members, order and thresholds from records.",
+    "size": "Say how many servers a plan needs for a load.",
     "evaluate": "Replay a plan over records it has not seen.",
     "render": "Write the model repository that serves a plan.",
     "check": "List everything that is wrong with a model repository.",

@@ -48,7 +48,7 @@ EXTRAS = {
     "serve": ("pytriton",),
     "export": ("torch", "transformers", "onnxscript", "safetensors"),
     "tabular": ("skl2onnx", "onnxmltools", "lightgbm", "xgboost"),
-    "perf": ("pandas", "psutil", "prometheus_client", "cpuinfo", "pynvml"),
+    "perf": ("pandas", "psutil", "prometheus_client", "cpuinfo", "pynvml", "simpy"),
 }
 # Both typer's own and click's exceptions, whichever the installed typer uses, have this base two steps up.
 UsageProblem: Any = typer.BadParameter.__mro__[2]
