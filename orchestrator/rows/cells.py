@@ -127,7 +127,10 @@ def _found(
     alone = len(info.inputs) == 1
     if alone and columns.column is not None:
         return (columns.column,)
-    for usual in (tensor.name, *(USUAL_TEXT if tensor.is_text else USUAL_ROWS if alone else ())):
+    # One text must not be read for another.
+    one_text = sum(one.is_text for one in info.inputs) == 1
+    known = (USUAL_TEXT if one_text else ()) if tensor.is_text else USUAL_ROWS if alone else ()
+    for usual in (tensor.name, *known):
         if usual in names:
             return (usual,)
     others = tuple(columns.others(names)) if alone else ()
@@ -137,7 +140,10 @@ def _found(
     got = f"columns {', '.join(names) or 'none'}"
     if not alone:
         expected = f"a column {tensor.name}, as the model's input is named"
-        raise DataError(what, got=got, expected=expected, fix="name a model that makes it with `record.derive`")
+        fix = (
+            "name its column with `text`" if tensor.is_text else "name a model that makes it with `record.derive`"
+        )
+        raise DataError(what, got=got, expected=expected, fix=fix)
     if tensor.is_text:
         raise DataError(what, got=got, expected="a column of text", fix="see `text`")
     if len(tensor.shape) != 2:

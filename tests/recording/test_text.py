@@ -70,6 +70,9 @@ def test_two_texts_of_a_row_are_columns_that_the_caller_names(tmp_path: Path, re
     texts = {"premise": ["good", "no", "good"], "hypothesis": ["no", "good", "good"]}
     rows = zip(*texts.values(), strict=True)
     (tmp_path / "in.csv").write_text("premise,hypothesis\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    (tmp_path / "one.csv").write_text("text\ngood\n")
+    said = record("pair", "--data", tmp_path / "one.csv", code=2)
+    assert "expected a column text_pair, as the model's input is named" in said
     np.savez(tmp_path / "in.npz", **{name: np.array(column) for name, column in texts.items()})
     for name in ("in.csv", "in.npz"):
         for first, second, scores in (
@@ -83,6 +86,9 @@ def test_two_texts_of_a_row_are_columns_that_the_caller_names(tmp_path: Path, re
         assert "expected one input of text; give --text as text=COLUMN,text_pair=COLUMN" in said
         said = record("pair", "--data", tmp_path / name, "--text", "text=premise,other=hypothesis", code=2)
         assert "expected inputs of text other" in said
+        # The column that is called as the first input is not taken for the second one.
+        said = record("pair", "--data", tmp_path / name, "--text", "text_pair=hypothesis", code=2)
+        assert "a column text, as" in said or "expected text, or" in said
         said = record("pair", "--data", tmp_path / name, "--text", "text=premise,text_pair=absent", code=2)
         assert "expected absent; see --text" in said
 
