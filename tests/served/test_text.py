@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
+import tritonclient.http as http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from orchestrator.planner.records import records_from_path
@@ -201,3 +202,13 @@ def test_what_a_text_may_be_is_answered(served_texts: ServedTexts) -> None:
                 await ask(client, TEXT, text(given))
 
     asyncio.run(run())
+
+
+def test_ten_megabytes_of_text_over_http_are_refused_too(served_texts: ServedTexts) -> None:
+    """As binary data: as JSON they end the frontend of Triton 24.10, SECURITY.md says."""
+    tensor = http.InferInput("text", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(text(b"x" * 10_000_000)["text"])
+    with http.InferenceServerClient(served_texts.server.http_address, network_timeout=60) as client:
+        with pytest.raises(InferenceServerException, match="got 10000000 bytes, expected at most 10000"):
+            client.infer(STRICT, [tensor])
+        assert client.is_server_live()
