@@ -21,6 +21,7 @@ from perf.studies.onefile import onefile
 from perf.studies.overload.command import overload
 from perf.studies.planner import planner
 from perf.studies.reproduce.command import reproduce
+from perf.studies.scaling.command import scaling
 from perf.studies.soak import soak
 from perf.studies.tables import tables
 from perf.studies.text.command import text, text_study
@@ -40,7 +41,7 @@ for command in (run, leak, core, onefile, planner, int8, live, overload, soak, f
 # Options behind these names are the other program's.
 for command in (analyzer, tritonserver):
     app.command(cls=HandsOn)(command)
-for command in (inputs, gpu, tables, reproduce, digits, glyphs, glyphs_data, text_data, text, text_study):
+for command in (inputs, gpu, tables, scaling, reproduce, digits, glyphs, glyphs_data, text_data, text, text_study):
     app.command()(command)
 
 

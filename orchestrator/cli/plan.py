@@ -303,7 +303,7 @@ def show_plan(plan: PlanResult, *, output: Path | None, report: Path | None) -> 
         f"mean cost {plan.mean_cost:,.6g} {spec.cost_unit}, worst {spec.worst_cost:,.6g}"
     )
     if "timing" in extra:
-        show_clock(extra["timing"])
+        show_clock(extra["timing"], is_fallback=plan.fallback_reason is not None)
     if "guarantee" in extra:
         said = "{statement} ({losses} of {rows} certify rows {counted}, {method})".format(**extra["guarantee"])
         typer.echo(f"guarantee: {said}")

@@ -75,8 +75,11 @@ class ClockOptions:
         )
 
 
-def show_clock(facts: Mapping[str, Any]) -> None:
-    """The prediction of a plan for people, from its facts, and the plans of fewer stages beside it."""
+def show_clock(facts: Mapping[str, Any], *, is_fallback: bool) -> None:
+    """The prediction of a plan for people, from its facts, and the plans of fewer stages beside it.
+
+    `is_fallback` says that the plan is the reference because no other could be certified.
+    """
     is_online = facts["busiest"] is not None
     used = "load" if is_online else "share of time"
     columns = ("stage", "members", "reach", "rows per call", "ms per row there", used)
@@ -103,7 +106,7 @@ def show_clock(facts: Mapping[str, Any]) -> None:
         typer.echo(f"{facts['rows_per_s']:.4g} rows/s; batches beyond {facts['knee']:g} gain less than a tenth")
     for one in facts["alternatives"]:
         _show_alternative(one, facts)
-    if len(facts["stages"]) == 1:
+    if len(facts["stages"]) == 1 and not is_fallback:
         names = " and ".join(facts["stages"][0]["members"])
         typer.echo(f"note: by the clock {names} without a cascade is the best plan", err=True)
 

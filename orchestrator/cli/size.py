@@ -13,6 +13,8 @@ from orchestrator.spec.timing import timing_from_path
 
 # So many points more of the rows are deferred than when the plan was fitted.
 MORE = (0.05, 0.10)
+# With fewer of them at work a machine has room for another server.
+IDLE_CORES = 0.4
 
 
 def size(
@@ -79,4 +81,10 @@ def _show(found: list[Sizing], demand: Demand) -> None:
         )
     stdout_console().print(table)
     first, last = found[0], found[-1]
+    if first.busiest == "stage 0" and first.servers > 1 and first.cores_load < IDLE_CORES:
+        typer.echo(
+            f"note: the one process that decides is the limit, and {first.cores_load:.0%} of the cores work: "
+            "put several servers on a machine, with fewer --cores each",
+            err=True,
+        )
     typer.echo(f"{last.name} alone needs {last.servers / first.servers:.3g} times the servers of {first.name}")

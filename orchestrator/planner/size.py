@@ -70,6 +70,7 @@ class Sizing:
         instances: of each stage's members, on every server.
         load: at the peak, of the busiest stage or of the cores, as a share of the most it can carry.
         busiest: which of them: "stage 0", ... or "cores".
+        cores_load: share of the cores that are at work at the peak.
         p50_ms, p99_ms: at the peak.
         cost_per_million: of rows at the mean rate; None without a price.
     """
@@ -80,6 +81,7 @@ class Sizing:
     instances: tuple[int, ...]
     load: float
     busiest: str
+    cores_load: float
     p50_ms: float
     p99_ms: float
     cost_per_million: float | None
@@ -160,6 +162,7 @@ def sized(name: str, stages: Sequence[QueueStage], demand: Demand, *, one_at_onc
         instances=instances,
         load=loads[busiest],
         busiest=busiest,
+        cores_load=loads["cores"],
         p50_ms=state.p50_ms,
         p99_ms=state.p99_ms,
         cost_per_million=None if hourly is None else hourly / (demand.rate * 3600) * 1e6,

@@ -8,8 +8,8 @@ import sys
 from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
-MOST_MODULES = 290
-MOST_LINES = 58_600
+MOST_MODULES = 295
+MOST_LINES = 59_000
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:
