@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from functools import cache
@@ -93,6 +94,7 @@ class TritonPythonModel:
         return pb.InferenceResponse(tensors[: 1 if order == LESS else 2])
 """
 )
+GONE, GONE_CASCADE = "gone_tokens", "without_tokens"
 TYPES = {"text": ("STRING", 1), "pixels": ("FP32", WIDTH), "input_ids": ("FP32", -1), "mask": ("INT64", -1)}
 
 
@@ -140,8 +142,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
             inputs = "".join(tensor("input", name, *TYPES[name]) for name in member.inputs)
             write(repository, member.name, MEMBER, inputs, outputs, place)
         render(spec, repository)
+    write(repository, GONE, TOKENS, tensor("input", "words", "STRING", 1), made)
+    lost = spec_of(DERIVED)
+    lost = dataclasses.replace(lost, name=GONE_CASCADE, derived=(dataclasses.replace(lost.derived[0], name=GONE),))
+    render(lost, repository)
     report = check(repository)
     assert report, report.faults
+    shutil.rmtree(repository / GONE)
     with running_server(repository) as running:
         yield running
 
@@ -248,6 +255,26 @@ BAD: dict[str, list[Bad]] = {
         (ordered(LESS), "INVALID_ARGUMENT", "tokens: answered without its output mask"),
     ],
 }
+
+
+def test_without_its_deriving_model_a_cascade_answers_what_needs_none(server: EmbeddedServer) -> None:
+    exits = replayed()[DERIVED.name].exit_stage
+    easy, hard = np.flatnonzero(exits == 0)[:8], np.flatnonzero(exits > 0)[:8]
+
+    async def run() -> None:
+        async with client_of(server.grpc_address) as client:
+            asked = [
+                client.infer(GONE_CASCADE, tensors_of(DERIVED.tensors(ROWS[[row]]))) for row in (*easy, *hard)
+            ]
+            found = await asyncio.gather(*asked, return_exceptions=True)
+        for row, answer in zip(easy, found, strict=False):
+            assert answer.as_numpy("label").tolist() == [[replayed()[DERIVED.name].label[row]]]
+        for error in found[len(easy) :]:
+            assert error.status() == "StatusCode.UNAVAILABLE"
+            assert f"{GONE}: " in error.message()
+            assert error.message().endswith("try again")
+
+    asyncio.run(run())
 
 
 def test_a_text_of_10_mb_is_refused_in_one_short_line(server: EmbeddedServer) -> None:
