@@ -132,7 +132,8 @@ def _session(folder: Path, manifest: Manifest, threads: int, providers: Sequence
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    # Fatal ones alone: what fails is raised, and said in one line.
+    options.log_severity_level = 4
     try:
         # By path, because weights may be in files beside the model.
         session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))

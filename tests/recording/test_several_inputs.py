@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.__main__ import run
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, MemberError
 from orchestrator.local import LocalMembers
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.spec import RowLength
@@ -128,6 +128,16 @@ def test_a_row_whose_tensors_differ_in_length_is_told_by_onnx_runtime_in_one_lin
 ) -> None:
     path = archive(tmp_path / "in.npz", **{"attention_mask.offsets": np.array([0, 3, 5, 5, 6, 10])})
     assert "2 by 3" in record("tokens", "--data", path, code=2)
+
+
+def test_what_onnx_runtime_refuses_is_not_printed_by_it_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_tokens_member(tmp_path)
+    rows = {"input_ids": np.ones((1, 2), np.int64), "attention_mask": np.ones((1, 3), np.int64)}
+    with pytest.raises(MemberError, match="2 by 3"):
+        LocalMembers(tmp_path, ["tokens"]).ask("tokens", rows)
+    assert capfd.readouterr().err == ""
 
 
 def test_members_that_mean_other_things_by_one_name_are_refused(tmp_path: Path, record: Record) -> None:
