@@ -11,6 +11,7 @@ from orchestrator.decision import Combiner, confidence_score
 from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.graphs.combining import averaging_model, spec_from_averaging
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, InputSpec, Member, Stage
+from tests.decision.outputs import chosen_outputs, spoil
 
 NUMPY_TYPES = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}
 NAMES = ["probabilities", "label", "confidence", "exit_stage", "cost", "status"]
@@ -56,28 +57,6 @@ def specs(draw: st.DrawFn) -> CascadeSpec:
     )
 
 
-def member_outputs(spec: CascadeSpec, rng: np.random.Generator, rows: int) -> list[np.ndarray]:
-    outputs = []
-    for member in spec.members:
-        # Coarse values make equal votes and equal classes common, which is where an order matters.
-        z = rng.integers(-3, 4, (rows, spec.classes)).astype(np.float32)
-        z[rows // 2 :] += rng.normal(size=z[rows // 2 :].shape).astype(np.float32)
-        if member.output_kind == "probabilities":
-            p = np.exp(z)
-            z = p / p.sum(axis=1, keepdims=True)
-        outputs.append(z.astype(np.float32))
-    return outputs
-
-
-def spoil(outputs: list[np.ndarray], rng: np.random.Generator) -> None:
-    """Puts NaN, infinities and rows of -inf into some rows."""
-    for output in outputs:
-        for value in (np.nan, np.inf, -np.inf):
-            row, column = rng.integers(len(output)), rng.integers(output.shape[1])
-            output[row, column] = value
-        output[rng.integers(len(output))] = -np.inf
-
-
 def from_decision_core(spec: CascadeSpec, outputs: list[np.ndarray]) -> dict[str, np.ndarray]:
     combiner = Combiner(spec)
     accumulator = combiner.empty(len(outputs[0]))
@@ -102,7 +81,7 @@ def clear_winner(spec: CascadeSpec, p: np.ndarray, tolerance: float) -> np.ndarr
 @given(spec=specs(), seed=st.integers(0, 2**32 - 1), spoiled=st.booleans())
 def test_the_graph_computes_what_the_decision_core_computes(spec: CascadeSpec, seed: int, spoiled: bool) -> None:
     rng = np.random.default_rng(seed)
-    outputs = member_outputs(spec, rng, rows=24)
+    outputs = chosen_outputs(spec, rng, rows=24)
     if spoiled:
         spoil(outputs, rng)
     # A probability of 0 stands for a logit of log(1e-30) / T: one unit in its last place is 1e-5 by itself.

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from orchestrator.decision import AnsweredRows
 from orchestrator.planner.replay import replay
@@ -24,7 +23,7 @@ from orchestrator.spec import CascadeSpec, Limits
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from tests.bls.kinds import DERIVING, KINDS, Kind
 from tests.bls.test_exactly_once import RECORDS, ROWS, WIDTH, K, plan
-from tests.served.asking import client_of
+from tests.served.asking import ask_tensors, client_of, refused, tensors_of
 from tests.served.fixtures import metrics_of
 from tests.servers import running_server
 
@@ -153,29 +152,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
         yield running
 
 
-def tensors_of(given: dict[str, np.ndarray]) -> list[triton.InferInput]:
-    made = []
-    for name, array in given.items():
-        one = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-        one.set_data_from_numpy(array)
-        made.append(one)
-    return made
-
-
 async def ask(client: triton.InferenceServerClient, kind: Kind, given: dict[str, np.ndarray]) -> dict[str, Any]:
-    result = await client.infer(kind.name.replace(" ", "_"), tensors_of(given), client_timeout=60.0)
-    return {name: result.as_numpy(name) for name in ANSWER_COLUMNS}
-
-
-async def refusal(
-    client: triton.InferenceServerClient, kind: Kind, given: dict[str, np.ndarray]
-) -> tuple[str, str]:
-    with pytest.raises(InferenceServerException) as caught:
-        await ask(client, kind, given)
-    message = str(caught.value.message())
-    assert "\n" not in message
-    assert len(message) < 4096
-    return str(caught.value.status()).removeprefix("StatusCode."), message
+    return await ask_tensors(client, kind.name.replace(" ", "_"), given)
 
 
 def assert_replayed(kind: Kind, rows: list[int], found: dict[str, Any]) -> None:
@@ -200,7 +178,7 @@ def test_64_requests_in_flight_get_what_replay_says_and_bad_ones_fail_alone(
                 async with turns:
                     if number % 8 == 0:
                         given, code, words = bad[number // 8 % len(bad)]
-                        assert_said(await refusal(client, kind, given), code, words)
+                        assert_said(await refused(ask(client, kind, given)), code, words)
                     assert_replayed(kind, rows, await ask(client, kind, kind.tensors(ROWS[rows])))
 
             await asyncio.gather(*(one(number, rows) for number, rows in enumerate(asked)))
@@ -280,7 +258,7 @@ def test_without_its_deriving_model_a_cascade_answers_what_needs_none(server: Em
 def test_a_text_of_10_mb_is_refused_in_one_short_line(server: EmbeddedServer) -> None:
     async def run() -> None:
         async with client_of(server.grpc_address) as client:
-            said = await refusal(client, DERIVED, {"text": np.array([[b"x" * 10_000_000]], object)})
+            said = await refused(ask(client, DERIVED, {"text": np.array([[b"x" * 10_000_000]], object)}))
             assert_said(said, "INVALID_ARGUMENT", "member text_small")
 
     asyncio.run(run())

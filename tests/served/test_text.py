@@ -7,36 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tritonclient.grpc.aio as triton
 import tritonclient.http as http
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from orchestrator.planner.records import records_from_path
-from orchestrator.spec.answer import ANSWER_COLUMNS
 from tests.commands import printed_by
-from tests.served.asking import client_of
+from tests.served.asking import ask_tensors, client_of, refused
 from tests.served.texts import LAST_BUCKET, MEMBERS, MOST_TOKENS, STRICT, TEXT, TOKENIZER, TOKENS, ServedTexts
 
 pytestmark = [pytest.mark.triton, pytest.mark.export, pytest.mark.timeout(120)]
 Tensors = dict[str, np.ndarray]
-
-
-async def ask(client: triton.InferenceServerClient, model: str, tensors: Tensors) -> dict[str, np.ndarray]:
-    sent = []
-    for name, array in tensors.items():
-        sent.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
-        sent[-1].set_data_from_numpy(array)
-    result = await client.infer(model, sent, client_timeout=60.0)
-    return {name: result.as_numpy(name) for name in ANSWER_COLUMNS}
-
-
-async def refusal(client: triton.InferenceServerClient, model: str, tensors: Tensors) -> tuple[str, str]:
-    with pytest.raises(InferenceServerException) as caught:
-        await ask(client, model, tensors)
-    message = str(caught.value.message())
-    assert "\n" not in message
-    assert len(message) < 4096
-    return str(caught.value.status()).removeprefix("StatusCode."), message
 
 
 async def all_answered(served: ServedTexts, requests: Iterable[list[int]], in_flight: int = 64) -> int:
@@ -46,7 +26,7 @@ async def all_answered(served: ServedTexts, requests: Iterable[list[int]], in_fl
 
         async def one(places: list[int]) -> int:
             async with turns:
-                outputs = await ask(client, TEXT, {"text": served.rows(*places)})
+                outputs = await ask_tensors(client, TEXT, {"text": served.rows(*places)})
             # Near a threshold rounding decides, which differs with the rows of a batch.
             sure = np.isin(places, served.sure)
             served.assert_right(np.array(places)[sure], {name: column[sure] for name, column in outputs.items()})
@@ -182,7 +162,7 @@ def test_a_bad_request_is_refused_in_one_line_and_neighbours_in_flight_are_answe
 
     async def run() -> None:
         async with client_of(served_texts.server.grpc_address) as client:
-            bad = [asyncio.create_task(refusal(client, model, tensors)) for _ in range(3)]
+            bad = [asyncio.create_task(refused(ask_tensors(client, model, tensors))) for _ in range(3)]
             await all_answered(served_texts, requests_of(served_texts, 3)[:40])
             for task in bad:
                 code, message = await task
@@ -199,7 +179,7 @@ def test_what_a_text_may_be_is_answered(served_texts: ServedTexts) -> None:
     async def run() -> None:
         async with client_of(served_texts.server.grpc_address) as client:
             for given in (LINES * 50, "\u65e5\u672c\u8a9e" * 2000, "zero \0 inside", "\U0001f600 smile"):
-                await ask(client, TEXT, text(given))
+                await ask_tensors(client, TEXT, text(given))
 
     asyncio.run(run())
 

@@ -16,11 +16,11 @@ from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.rows.digits import digits_split
 from orchestrator.spec import COMBINES, CascadeSpec, cascade_from_path
+from tests.decision.outputs import chosen_outputs, spoil
 from tests.export.onefile.builders import (
     Core,
     answers_of,
     cascade,
-    chosen_outputs,
     core_answers,
     decided_by_rounding,
     member_of,
@@ -28,7 +28,6 @@ from tests.export.onefile.builders import (
     put,
     put_slicing,
     specs,
-    spoil,
     with_thresholds,
 )
 from tests.onnx_models import array, model_of, node, value
