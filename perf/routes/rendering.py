@@ -19,6 +19,7 @@ from perf.routes.baselines.deciding import plan_from_parameters
 from perf.routes.scenario import BenchScenario
 from perf.routes.spec import (
     CONCATENATE,
+    IN_PROCESS,
     LARGEST,
     LARGEST_INSTANCES,
     PLAIN_ONLY,
@@ -49,7 +50,8 @@ def render_scenario(made: BenchScenario, folder: Path) -> BenchRepository:
             copy_model(made.repository / member, building / member)
         _render_largest(building, scenario.members[-1])
         # Standalone: what is measured is the runtime of this checkout, wherever the folder lies.
-        render(dataclasses.replace(spec, name="committee"), building, standalone=True)
+        for name, stages in (("committee", 0), (IN_PROCESS, 1)):
+            render(dataclasses.replace(spec, name=name, in_process=stages), building, standalone=True)
         render_ensemble(ensemble_from_cascade(spec, "ensemble"), building)
         write_onefile(spec, building, name="onefile")
         if plain:

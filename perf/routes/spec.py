@@ -18,6 +18,8 @@ TUTORIAL = {"tutorial": 1, "tutorial_4": 4}
 CONCATENATE = {"concatenate_1": 1, "concatenate_4": 4}
 # The largest member with as many instances as the machine of the targets has cores.
 LARGEST, LARGEST_INSTANCES = "largest_2", 2
+# The same plan as the route "committee", its first stage run in the cascade's process.
+IN_PROCESS = "committee_in_process"
 # Routes whose code knows one way to decide: mean of logits, top probability, one member per stage.
 PLAIN_ONLY = ("pass_through", *TUTORIAL, *CONCATENATE, "client_sync", "client_asyncio")
 
@@ -138,5 +140,6 @@ def routes_of(scenario: Scenario) -> dict[str, BenchRoute]:
         # It names no member: they are inside its graph, so their own capacity does not bound it.
         BenchRoute(name="onefile", title="whole cascade in one ONNX graph", model="onefile", cascade=True),
         cascade("committee", "Committee", 1),
+        cascade(IN_PROCESS, "Committee, first stage in process", 1),
     ]
     return {route.name: route for route in routes}

@@ -13,7 +13,7 @@ from perf.harness.report import command_line, progress_shown, show, table_from_c
 from perf.harness.run import Results, RunOptions, begin, cells_of_all, results_from, run_scenario
 from perf.harness.serving import BASE_CONCURRENCY, CONCATENATE, CONCATENATE_FORMS, Cell, tools_of
 from perf.routes.recipes import RECIPES
-from perf.routes.spec import BenchRepository
+from perf.routes.spec import IN_PROCESS, BenchRepository
 from perf.studies.bench.report import verdicts, write_report
 from perf.studies.leak import growth_from
 
@@ -68,9 +68,9 @@ def full_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[
         return [replace(cell, **changes) for cell in base]  # type: ignore[arg-type]  # numbers of either kind
 
     cells = [
-        *closed([*alone, *baselines, "tutorial_4", *clients, "ensemble", "onefile", "committee"]),
-        *closed([largest, "largest_2", *baselines[1:], "tutorial_4", "committee"], 64),
-        *closed([largest, "pass_through", "tutorial", "committee"], 1),
+        *closed([*alone, *baselines, "tutorial_4", *clients, "ensemble", "onefile", "committee", IN_PROCESS]),
+        *closed([largest, "largest_2", *baselines[1:], "tutorial_4", "committee", IN_PROCESS], 64),
+        *closed([largest, "pass_through", "tutorial", "committee", IN_PROCESS], 1),
         *closed(["tutorial", "committee"], 4),
         *closed([*alone, "tutorial", CONCATENATE_FORMS[1], "onefile", "committee"], batch=8),
         *closed(["pass_through", "tutorial", "committee"], deferral=0.0),

@@ -15,6 +15,7 @@ from perf.routes.spec import BenchRepository, routes_of
 COMPARED = {
     "member_0", "member_1", "member_2", "largest_2", "pass_through", "tutorial", "tutorial_4", "concatenate_1",
     "concatenate_4", "client_sync", "client_asyncio", "ensemble", "onefile", "committee",
+    "committee_in_process",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from orchestrator.planner.replay import replay
 from perf.routes.baselines.deciding import OUTPUTS
 from perf.routes.rendering import render_scenario
 from perf.routes.scenario import BenchScenario
-from perf.routes.spec import BenchRepository, BenchRows
+from perf.routes.spec import IN_PROCESS, BenchRepository, BenchRows
 from tests.servers import running_server
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(180)]
@@ -81,7 +81,7 @@ def require_equal(got: dict[str, np.ndarray], expected: AnsweredRows, names: tup
 
 
 @pytest.mark.parametrize(
-    "route", ["tutorial", "tutorial_4", "concatenate_1", "concatenate_4", "onefile", "committee"]
+    "route", ["tutorial", "tutorial_4", "concatenate_1", "concatenate_4", "onefile", "committee", IN_PROCESS]
 )
 def test_a_cascade_answers_as_its_replay(bench: Bench, route: str) -> None:
     expected = replay(bench.made.spec, bench.records)
