@@ -12,7 +12,7 @@ from onnx import helper
 
 from orchestrator.bls.in_process import InProcessMember
 from orchestrator.files import sha256_of_path
-from orchestrator.spec import CascadeSpec, Limits
+from orchestrator.spec import CascadeSpec, InputSpec, Limits
 from tests.bls.fixtures import (
     EASY,
     HARD,
@@ -130,8 +130,7 @@ def test_what_cannot_be_run_here_is_called(
 ) -> None:
     spec = plan(tmp_path, 1)
     spec = spec.with_members(lambda one: dataclasses.replace(one, **change if one.name == "small" else {}))
-    fake = FakeTriton({"small": lambda rows: {"logits": small(rows), "scores": small(rows)}, "large": large})
-    fake.input_name = change.get("inputs", {"x": ""}) and None
+    fake = server()
     parameters = {"parameters": {name: {"string_value": value} for name, value in config.items()}}
     with loaded(tmp_path, fake, spec, parameters):
         assert f"committee: small is called, not run in process: {said}" in fake.log
@@ -181,6 +180,27 @@ def test_a_run_that_takes_too_long_is_given_up_and_the_model_called_from_then_on
     assert [line for line in fake.log if "large is called from now on" in line]
 
 
+def test_a_first_member_that_is_called_after_all_and_hangs_holds_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    gate = threading.Event()
+
+    def hanging(rows: np.ndarray) -> np.ndarray:
+        if len(rows) > 1:  # not what the watch asks
+            gate.wait(10)
+        return small(rows)
+
+    fake = FakeTriton({"small": hanging, "large": large})
+    limits = Limits(max_batch_size=64, max_deferred_rows=16, member_timeout_ms=150)
+    with loaded(tmp_path, fake, plan(tmp_path, 1, limits=limits)) as model:
+        (response,) = ask_all(model, [asking(EASY, EASY)])
+        gate.set()
+        error = response.error()
+        assert error is not None
+        assert "no answer within 150 ms" in error.message()
+
+
 def test_a_plan_without_it_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     fake = server()
@@ -188,3 +208,40 @@ def test_a_plan_without_it_imports_nothing(tmp_path: Path, monkeypatch: pytest.M
         ask_all(model, [asking(EASY)])
         assert counted(model, fake, "committee_in_process_runs_total") == 0
     assert not [line for line in fake.log if "in process" in line]
+
+
+def text_plan(tmp_path: Path) -> CascadeSpec:
+    """A first member that is sure of one word, as a file; the second is asked about every other text."""
+    encode = helper.make_node(
+        "LabelEncoder", ["text"], ["number"], domain="ai.onnx.ml", keys_strings=["leicht ü"], values_floats=[9.0],
+        default_float=0.1,
+    )  # fmt: skip
+    weights = {"w": np.float32([[1, 0, 0]])}
+    product = helper.make_node("Mul", ["number", "w"], ["logits"])
+    model = model_of([encode, product], {"text": (8, ["n", 1])}, {"logits": ["n", K]}, weights)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+    path = tmp_path / "repository" / "small" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(model.SerializeToString())
+    spec = two_stages(in_process=1, inputs=(InputSpec(name="text", dtype="STRING", dims=(1,)),))
+    digest = sha256_of_path(path)
+    return spec.with_members(
+        lambda one: dataclasses.replace(one, version=1, sha256=digest) if one.name == "small" else one
+    )
+
+
+def test_texts_reach_a_member_as_they_came_and_what_is_no_utf_8_fails_alone(tmp_path: Path) -> None:
+    large_says = {"large": lambda given: np.eye(K)[[1] * len(given["text"])]}
+    fake = FakeTriton({"small": lambda _: 1 / 0, **large_says}, input_name=None)
+
+    def text(*rows: bytes) -> Request:
+        return Request({"text": np.array([[row] for row in rows], object)})
+
+    with loaded(tmp_path, fake, text_plan(tmp_path)) as model:
+        (first,) = ask_all(model, [text("leicht ü".encode())])
+        assert first.column("exit_stage").tolist() == [[0]]
+        good, bad = ask_all(model, [text("leicht ü".encode(), b"schwer"), text(b"\xff")])
+        assert good.column("exit_stage")[:, 0].tolist() == [0, 1]
+        error = bad.error()
+        assert error is not None
+        assert error.code() == fake.TritonError.INVALID_ARG
