@@ -38,6 +38,11 @@ class Deriver:
     sha256: str | None = None
     threads: int = 1
 
+    @property
+    def made(self) -> set[str]:
+        """Names of the tensors that it makes."""
+        return {tensor.name for tensor in self.info.outputs}
+
     def completed(self, block: RowBlock, only: str) -> RowBlock:
         """The rows with the tensors that the model makes; `only` is the name of rows that are one tensor."""
         rows = block.rows if isinstance(block.rows, Mapping) else {only: np.asarray(block.rows)}
@@ -141,17 +146,23 @@ def _info(manifest: DerivingManifest) -> ModelInfo:
     )
 
 
-def with_inputs(tensors: Mapping[str, TensorInfo], derivers: Sequence[Deriver]) -> dict[str, TensorInfo]:
-    """What rows must bring for members that read some tensors, by name.
+def ordered_derivers(
+    tensors: Mapping[str, TensorInfo], derivers: Sequence[Deriver]
+) -> tuple[tuple[Deriver, ...], dict[str, TensorInfo]]:
+    """The models in an order in which none makes what one before it reads, and what rows must bring, by name.
 
-    Raises DataError for a model that makes nothing of what is read.
+    `tensors` are those that members read. Raises DataError for a model that makes nothing of what is read.
     """
-    known = dict(tensors)
-    for one in derivers:
-        made = {output.name for output in one.info.outputs}
-        if not made & set(known):
-            got = f"a model that makes {', '.join(made)}"
+    known, left, done = dict(tensors), list(derivers), list[Deriver]()
+    while left:
+        read_later = {tensor.name for one in left for tensor in one.info.inputs}
+        # What another one reads is made before that one runs, so it comes behind it here.
+        one = next((one for one in left if not one.made & read_later), left[0])
+        if not one.made & set(known):
+            got = f"a model that makes {', '.join(sorted(one.made))}"
             raise DataError(f"`derive` {one.info.name}", got=got, expected=f"some of {', '.join(known)}")
+        left.remove(one)
+        done.append(one)
         known = {tensor.name: tensor for tensor in one.info.inputs} | known
-        known = {name: tensor for name, tensor in known.items() if name not in made}
-    return known
+        known = {name: tensor for name, tensor in known.items() if name not in one.made}
+    return tuple(done), known

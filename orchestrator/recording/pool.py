@@ -15,7 +15,7 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.errors import DataError, InputError, repeated
 from orchestrator.local import LocalMembers
 from orchestrator.planner.goal import ENSEMBLE
-from orchestrator.recording.deriving import Deriver, local_deriver, served_deriver, with_inputs
+from orchestrator.recording.deriving import Deriver, local_deriver, ordered_derivers, served_deriver
 from orchestrator.recording.scores import (
     about_member,
     check_class_names,
@@ -57,7 +57,7 @@ class RecordingPool:
         kinds: output kind and what states it; members of unstated kind are absent.
         served: the version that a server answers from, None where that is not known.
         label_files: class names by the label file that a member's configuration names.
-        derivers: models that make tensors which members read, in the order in which they are asked.
+        derivers: models that make tensors which members read, or other such models, in any order.
     """
 
     infos: Mapping[str, ModelInfo]
@@ -88,19 +88,24 @@ class RecordingPool:
         return tuple(self.infos)
 
     @property
+    def _read(self) -> dict[str, TensorInfo]:
+        """What the members read, by name."""
+        return {tensor.name: tensor for info in self.infos.values() for tensor in info.inputs}
+
+    @property
     def info(self) -> ModelInfo:
         """The first member, with the inputs of all; where all have one of the same kind that is the first's."""
         first = next(iter(self.infos.values()))
         kinds = {tuple(map(_kind, info.inputs)) for info in self.infos.values()}
         if len(kinds) == 1 and len(first.inputs) == 1 and not self.derivers:
             return first
-        read = {tensor.name: tensor for info in self.infos.values() for tensor in info.inputs}
-        inputs = with_inputs(read, self.derivers)
+        _, inputs = ordered_derivers(self._read, self.derivers)
         return dataclasses.replace(first, name=", ".join(self.names), inputs=tuple(inputs.values()))
 
     def completed(self, block: RowBlock) -> RowBlock:
         """The rows with the tensors that models make; rows of which one makes none are refused."""
-        for one in self.derivers[::-1]:
+        derivers, _ = ordered_derivers(self._read, self.derivers)
+        for one in derivers[::-1]:
             block = one.completed(block, self.info.inputs[0].name)
         return block
 

@@ -10,7 +10,8 @@ import pytest
 
 from orchestrator.cli.plan_pool import pool_from_records, restricted
 from orchestrator.planner.records import records_from_path
-from orchestrator.spec.deriving import json_from_deriving
+from orchestrator.spec.deriving import PaddedTensor, json_from_deriving
+from orchestrator.spec.manifest import TensorSpec
 from tests.fakes.kserve import CodedError, FakeKServe, FakeModel, Slot
 from tests.fakes.kserve_fronts import GrpcFront
 from tests.recording.text_members import (
@@ -42,6 +43,16 @@ def load(folder, *, most):
             row[: len(one)] = one
         return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     return derive
+"""
+
+
+CLEANER = """
+import numpy as np
+
+REFUSAL = ValueError
+
+def load(folder):
+    return lambda rows, wanted: {"text": np.array([[row.strip(b"<>")] for row in rows], object)}
 """
 
 
@@ -91,6 +102,25 @@ def test_members_of_text_and_of_tokens_are_recorded_from_a_column_of_text(tmp_pa
     pool = pool_from_records(records, tmp_path, name="c", cost=None)
     assert [one.name for one in pool.spec.inputs] == ["text", *TOKENS]
     assert any("tokenizer" in note for note in pool.notes)
+
+
+@pytest.mark.parametrize("order", [("tokenizer", "cleaner"), ("cleaner", "tokenizer")])
+def test_models_that_read_one_another_are_named_in_any_order(
+    tmp_path: Path, record: Record, order: tuple[str, str]
+) -> None:
+    code = CLEANER.encode()
+    (tmp_path / "cleaner" / "1").mkdir(parents=True)
+    (tmp_path / "cleaner" / "1" / "derive.py").write_bytes(code)
+    tensors = [TensorSpec(name=name, dtype="STRING", dims=(1,)) for name in ("raw", "text")]
+    manifest = tokenizer_manifest(
+        "cleaner", pad=0.0, inputs=tensors[:1], outputs=[PaddedTensor(**vars(tensors[1]))],
+        data_files={"1/derive.py": hashlib.sha256(code).hexdigest()},
+    )  # fmt: skip
+    (tmp_path / "cleaner" / "manifest.json").write_text(json_from_deriving(manifest))
+    record("words", "tokens", *(word for name in order for word in ("--derive", name)), texts=["<good>", "<a b>"])
+    records = records_from_path(tmp_path / "out.npz")
+    assert records.outputs["tokens"][:, 1].tolist() == sums(["good", "a b"])
+    assert records.outputs["words"][:, 1].tolist() == [3, -3]
 
 
 def test_a_text_that_is_refused_is_a_row_that_cannot_be_read(tmp_path: Path, record: Record) -> None:
