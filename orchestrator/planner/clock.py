@@ -1,6 +1,7 @@
 """Cost in time: milliseconds by the batches that a plan's stages see.
 
-- Offline (`batch`) rows that are deferred gather until they fill a batch, so every stage sees full ones. With
+- Offline (`batch`) rows that are deferred gather until they fill a batch, so every stage sees full ones; but every
+  batch of the stage before that defers anything takes time for it, counted as if rows came from the first. With
   `alone` one request of so many rows is served at a time and nothing gathers: of B rows each goes on with the
   probability of its stage's reach, and the time is the mean over that binomial number, 0 where none does.
 - Online (`rate`) a batch is what came while the one before it ran, at least one row. For Poisson arrivals of rate
@@ -127,7 +128,7 @@ class ClockPricing:
             members.append(own)
             # From inside a server a member may take less than it was timed with from outside, but not nothing.
             first.append(max(float(beside[0][-1]), -float(own[-1])))
-            later.append(np.maximum(beside[1], -own))
+            later.append(np.maximum(beside[1] + self._deferring_ms(share) * rows, -own))
         most = sum(float(np.abs(part).max()) for part in (*members, *later)) + max(map(abs, first))
         scale = finest_scale(most)
         return Prices(
@@ -137,6 +138,17 @@ class ClockPricing:
             later=np.round(np.array(later) * scale),
             loads=None if self.load.rate is None else self._loads(pool),
         )
+
+    def _deferring_ms(self, share: Floats) -> Floats:
+        """What deferring takes beyond one full batch for each that was deferred, ms per row, float64 (s,).
+
+        Of full batches only: else every request that defers anything is a batch of the next stage.
+        """
+        size = self.load.batch
+        if size is None or self.load.alone or not self.timing.deferring:
+            return np.zeros(share.shape)
+        each = float(ms_of_calls(self.timing.deferring, size))
+        return np.asarray(each * (1 - (1 - share) ** size - share) / size, np.float64)
 
     def ms_alone(self, name: str) -> float:
         """Milliseconds per row of a member that every row is asked of, without the runtime's."""

@@ -35,7 +35,7 @@ from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.rows import AnyRows, Array, rows_at
 
 # What is timed beside members, whose names have no blanks: answers by a stage, and a request that is handed on.
-FIRST, LATER, PASSED = "first stage", "later stage", "passed on"
+FIRST, LATER, PASSED, DEFERRED = "first stage", "later stage", "passed on", "deferring"
 # Their names in the repository of a server of our own.
 CASCADE, PASS_THROUGH = "timed_cascade", "timed_pass_through"
 Floats = npt.NDArray[np.float64]
@@ -181,13 +181,15 @@ def cascade_calls(
 def parts_of(
     found: Mapping[tuple[str, int], Floats], stages: Sequence[Sequence[str]]
 ) -> dict[str, dict[int, Floats]]:
-    """What each part adds, per batch: FIRST and LATER beyond their members, PASSED beyond the first one.
+    """What each part adds, per batch: FIRST and LATER beyond their members, PASSED beyond the first member's own.
+
+    DEFERRED is what deferring a whole batch adds to FIRST, before anybody else is asked.
 
     `found` has milliseconds per round of members and requests, `stages` the members of the first two. A member
     that takes fewer rows in one call has its largest so many times.
     """
-    parts: dict[str, dict[int, Floats]] = {FIRST: {}, LATER: {}, PASSED: {}}
-    beyond = {FIRST: stages[0], LATER: (FIRST, *stages[-1]), PASSED: stages[0]}
+    parts: dict[str, dict[int, Floats]] = {FIRST: {}, LATER: {}, PASSED: {}, DEFERRED: {}}
+    beyond = {FIRST: stages[0], LATER: (FIRST, *stages[-1]), PASSED: stages[0], DEFERRED: (FIRST,)}
     for (key, batch), whole in found.items():
         if key in parts:
             parts[key][batch] = whole - sum(_taken(found, name, batch) for name in beyond[key])

@@ -24,6 +24,7 @@ from orchestrator.progress import Advance, Progress, no_advance, no_progress
 from orchestrator.recording.job import RecordOptions, source_for
 from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.recording.served_timing import (
+    DEFERRED,
     FIRST,
     LATER,
     PASSED,
@@ -188,6 +189,7 @@ def time_members(
         threads=None if url is not None else options.threads,
         first_stage=_call_times(parts[FIRST]),
         later_stage=_call_times(parts[LATER]),
+        deferring=_call_times(parts[DEFERRED]),
         passed_on=_call_times(parts[PASSED]),
     )
 
@@ -277,12 +279,16 @@ class _LocalCascade:
         return (self.first.name,), (self.second.name,)
 
     def calls(self, batches: Sequence[int]) -> dict[tuple[str, int], Callable[[], object]]:
-        """Batches that its first stage answers, and batches that it defers as a whole."""
+        """Batches that its first stage answers, that it defers as a whole, and that it defers for nobody."""
         most = max(batches)
-        run = {FIRST: self._answering(most, defer=False), LATER: self._answering(most, defer=True)}
+        run = {
+            FIRST: self._answering(most, defer=False),
+            LATER: self._answering(most, defer=True),
+            DEFERRED: self._answering(most, defer=True, ask_on=False),
+        }
         return {(key, batch): partial(answer, batch) for key, answer in run.items() for batch in batches}
 
-    def _answering(self, most: int, *, defer: bool) -> Callable[[int], None]:
+    def _answering(self, most: int, *, defer: bool, ask_on: bool = True) -> Callable[[int], None]:
         # No score is below 0 or above 1.
         thresholds = (2.0 if defer else 0.0, None)
         members = (Member(name=name, output="scores") for name in ("first", "second"))
@@ -297,8 +303,10 @@ class _LocalCascade:
         def answer(batch: int) -> None:
             arrivals = arrivals_from_policies([0], [batch], policies=[Policy()], now_ns=[0], default_deadline_us=1)
             run.admit(arrivals, [self.first.ask(batch)])
-            if defer:
+            if defer and ask_on:
                 run.feed(run.next(1, batch), [self.second.ask(batch)])
+            elif defer:
+                run.drop(np.zeros(1, np.int64))
 
         return answer
 
@@ -319,8 +327,13 @@ def _memory_bytes() -> int | None:
 
 def lines_of_timing(timing: Timing) -> Iterator[tuple[str, ...]]:
     """Table lines for people: who, batch, ms per call with quartiles, ms per row."""
-    parts = ((FIRST, timing.first_stage), (LATER, timing.later_stage), (PASSED, timing.passed_on))
-    runtime = [(f"runtime, {name}", calls) for name, calls in parts]
+    parts = {
+        FIRST: timing.first_stage,
+        LATER: timing.later_stage,
+        DEFERRED: timing.deferring,
+        PASSED: timing.passed_on,
+    }
+    runtime = [(f"runtime, {name}", calls) for name, calls in parts.items()]
     for name, calls in (*((one.name, one.calls) for one in timing.members), *runtime):
         for call in calls:
             spread = f"{call.low_ms:.4g} to {call.high_ms:.4g}"

@@ -32,6 +32,8 @@ from orchestrator.spec.validation import (
 TIMING_FORMAT = 1
 # A call of a day is a wrong unit.
 MOST_MS = 86_400_000
+# Fields of a timing with what the runtime adds.
+RUNTIME_PARTS = ("first_stage", "later_stage", "deferring", "passed_on")
 Floats = npt.NDArray[np.float64]
 
 
@@ -141,6 +143,8 @@ class Timing:
     # what the runtime adds to the members: per request, for its first stage, and per call of a further stage
     first_stage: tuple[CallTime, ...] = field(default=())
     later_stage: tuple[CallTime, ...] = field(default=())
+    # the part of a later stage that each batch of the stage before takes that defers anything; empty for a server
+    deferring: tuple[CallTime, ...] = field(default=())
     # the part of a first stage that is the way to another process of the server and back; for people
     passed_on: tuple[CallTime, ...] = field(default=())
 
@@ -153,7 +157,7 @@ class Timing:
         faults.integer("rounds", self.rounds, low=1, high=MOST_ROWS)
         if self.threads is not None:
             faults.integer("threads", self.threads, low=1, high=MOST_INSTANCES)
-        for name in ("first_stage", "later_stage", "passed_on"):
+        for name in RUNTIME_PARTS:
             _check_calls(faults, name, getattr(self, name), fewest=0)
         faults.close()
 
@@ -216,9 +220,7 @@ def timing_from_path(path: Path) -> Timing:
         raise SpecError(subject, {"format": text}, fix="measure one with `committee time`")
     calls = array_of(object_of(CallTime))
     convert = {"machine": object_of(TimedMachine), "members": array_of(object_of(MemberTiming, calls=calls))}
-    return built(
-        Timing, value, subject, {**convert, "first_stage": calls, "later_stage": calls, "passed_on": calls}
-    )
+    return built(Timing, value, subject, convert | dict.fromkeys(RUNTIME_PARTS, calls))
 
 
 def json_from_timing(timing: Timing) -> str:

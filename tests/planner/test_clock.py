@@ -22,7 +22,7 @@ from tests.planner.builders import every_plan, made_records, pool_of
 BATCHES = (1, 2, 4, 8, 16)
 # Milliseconds per call: a constant and a part per row. b is dear by the row and cheap alone.
 TIMES = {"a": (0.4, 0.01), "b": (0.1, 0.2), "c": (0.5, 0.6)}
-FIRST, LATER = (0.05, 0.002), (0.2, 0.004)
+FIRST, LATER, DEFERRING = (0.05, 0.002), (0.2, 0.004), (0.1, 0.001)
 LOADS = (
     Load(batch=1),
     Load(batch=16),
@@ -46,6 +46,7 @@ def timing_of(times: dict[str, tuple[float, float]] = TIMES, **changes: object) 
         threads=1,
         first_stage=calls_of(*FIRST),
         later_stage=calls_of(*LATER),
+        deferring=calls_of(*DEFERRING),
     )
     return dataclasses.replace(made, **changes)
 
@@ -64,6 +65,10 @@ def plain_ms(spec: CascadeSpec, reached: list[float], load: Load) -> tuple[float
             times = [TIMES[member.name]] + ([own] if index == 0 else [])
             # Where all rows come it is taken for the first stage.
             beside = FIRST if reach == 1 else LATER
+            if place and index == 0 and load.batch is not None and not load.alone:
+                # Every full batch that defers anything takes time for it; one for each that was deferred is paid.
+                size, anything = load.batch, 1 - (1 - reach) ** load.batch
+                total += (DEFERRING[0] + DEFERRING[1] * size) * (anything - reach) / size
             for time in times:
                 total += mean_ms(time, reach, load, asked=TIMES[member.name], beside=beside)
             best = (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.__main__ import run
-from orchestrator.recording.served_timing import FIRST, LATER, PASSED, parts_of
+from orchestrator.recording.served_timing import DEFERRED, FIRST, LATER, PASSED, parts_of
 from orchestrator.recording.timing import call_time, measured_rounds
 from orchestrator.spec.timing import timing_from_path
 from tests.recording.builders import NAMES, write_folder, write_member
@@ -53,6 +53,7 @@ def test_what_a_served_cascade_adds_is_what_its_members_do_not_take() -> None:
         # Asked from inside, the members of the second stage take less than from outside.
         LATER: {1: -0.5, 8: 5},
         PASSED: {1: 0.25},
+        DEFERRED: {},
     }
 
 
@@ -66,7 +67,8 @@ def test_members_are_timed_at_the_batches_they_take(repository: Path, tmp_path: 
         "large": [1, 4, 16],
     }
     assert all(call.ms > 0 for one in timing.members for call in one.calls)
-    assert [call.batch for call in timing.first_stage] == [1, 4, 16]
+    for calls in (timing.first_stage, timing.later_stage, timing.deferring):
+        assert [call.batch for call in calls] == [1, 4, 16]
     assert timing.by_name["small"].sha256 == json.loads((repository / "small/manifest.json").read_text())["sha256"]
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.timing import (
+    RUNTIME_PARTS,
     CallTime,
     MemberTiming,
     TimedMachine,
@@ -39,7 +40,7 @@ def timing_of(**changes: object) -> Timing:
 
 
 def test_a_timing_that_was_written_is_read_back_the_same(tmp_path: Path) -> None:
-    timing = timing_of(first_stage=calls_of(0.2, 0.01), later_stage=calls_of(0.3, 0.01))
+    timing = timing_of(**{name: calls_of(0.2 + place, 0.01) for place, name in enumerate(RUNTIME_PARTS)})
     path = tmp_path / "timing.json"
     path.write_text(json_from_timing(timing), encoding="utf-8")
     assert timing_from_path(path) == timing
