@@ -130,10 +130,19 @@ class BatchPieces:
         """Whether a further call may be made."""
         return not self.is_over and self.further_calls < (self.room if self.is_alive else CALLS_TO_SILENT)
 
+    def refused_alone(self, start: int, end: int) -> None:
+        """Takes note of a part that cannot be halved."""
+        self.alone.append((start, end))
+        self._confirm(start, end)
+
+    def _confirm(self, start: int, end: int) -> None:
+        if self.is_alive:
+            self.confirmed.update(range(start, end))
+
     def confirm(self, ask: Ask, start: int, end: int) -> None:
         """Makes a further call about a part that was refused alone, if there is room."""
-        if start in self.failed and self.has_room and not self.ask_again(ask, start, end) and self.is_alive:
-            self.confirmed.update(range(start, end))
+        if start in self.failed and self.has_room and not self.ask_again(ask, start, end):
+            self._confirm(start, end)
 
     def blame(self) -> None:
         """Tells refusals that speak of the rows from others."""
@@ -304,6 +313,6 @@ def isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owner
             middle = (start + end) // 2
             waiting += [(middle, end), (start, middle)]
         else:
-            pieces.alone.append((start, end))
+            pieces.refused_alone(start, end)
     for start, end in pieces.alone * REPEATS:
         pieces.confirm(ask, start, end)

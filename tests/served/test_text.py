@@ -192,3 +192,55 @@ def test_ten_megabytes_of_text_over_http_are_refused_too(served_texts: ServedTex
         with pytest.raises(InferenceServerException, match="got 10000000 bytes, expected at most 10000"):
             client.infer(STRICT, [tensor])
         assert client.is_server_live()
+
+
+def any_request(served: ServedTexts, draws: np.random.Generator) -> tuple[str, Tensors]:
+    """Texts of any bytes and lengths, or ids and masks of any values, good and bad ones."""
+    rows, length = int(draws.integers(1, 4)), int(draws.integers(1, 99))
+    if draws.random() < 0.6:
+        kinds = (
+            lambda: served.texts[draws.integers(len(served.texts))],
+            lambda: served.texts[draws.integers(len(served.texts))][: draws.integers(12)],
+            lambda: draws.bytes(draws.integers(20)),
+            lambda: "".join(map(chr, draws.integers(32, 0x2FFF, draws.integers(40)))),
+            lambda: "w " * draws.integers(200),
+        )
+        return str(draws.choice([TEXT, STRICT])), text(*(kinds[draws.integers(len(kinds))]() for _ in range(rows)))
+    ids, mask = draws.integers(0, 4000, (rows, length)), np.ones((rows, length), np.int64)
+    ids[0, 0] = draws.choice([2, -1, 10**9], p=[0.9, 0.05, 0.05])
+    odd = int(draws.integers(8))
+    if odd == 0:
+        mask = mask[:, : max(1, length - 2)]
+    elif odd == 1:
+        mask = draws.integers(0, 2, mask.shape)
+    elif odd == 2:
+        mask[:, length // 2 :] = 0
+    return TOKENS, tokens(ids, mask)
+
+
+def test_any_request_gets_beside_others_what_it_gets_alone(served_texts: ServedTexts) -> None:
+    draws = np.random.default_rng(5)
+    requests = [any_request(served_texts, draws) for _ in range(200)]
+
+    async def said(client: triton.InferenceServerClient, model: str, tensors: Tensors) -> object:
+        try:
+            return await ask(client, model, tensors)
+        except InferenceServerException as error:
+            return str(error.status())
+
+    async def run() -> tuple[list[object], list[object]]:
+        async with client_of(served_texts.server.grpc_address) as client:
+            beside = await asyncio.gather(*(said(client, *one) for one in requests))
+            return beside, [await said(client, *one) for one in requests]
+
+    refused = 0
+    for request, beside, alone in zip(requests, *asyncio.run(run()), strict=True):
+        if isinstance(alone, str):
+            refused += 1
+            assert beside == alone == "StatusCode.INVALID_ARGUMENT", request
+        else:
+            assert isinstance(beside, dict), (request, beside)
+            assert isinstance(alone, dict)
+            np.testing.assert_allclose(beside["probabilities"], alone["probabilities"], atol=1e-5)
+            np.testing.assert_array_equal(beside["exit_stage"], alone["exit_stage"])
+    assert 40 < refused < 160
