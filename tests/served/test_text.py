@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc.aio as aio
 import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
@@ -222,9 +223,9 @@ def test_any_request_gets_beside_others_what_it_gets_alone(served_texts: ServedT
     draws = np.random.default_rng(5)
     requests = [any_request(served_texts, draws) for _ in range(200)]
 
-    async def said(client: triton.InferenceServerClient, model: str, tensors: Tensors) -> object:
+    async def said(client: aio.InferenceServerClient, model: str, tensors: Tensors) -> object:
         try:
-            return await ask(client, model, tensors)
+            return await ask_tensors(client, model, tensors)
         except InferenceServerException as error:
             return str(error.status())
 
