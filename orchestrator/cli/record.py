@@ -284,7 +284,9 @@ def _show(context: typer.Context, summary: dict[str, Any], *, as_json: bool) -> 
         if member["accuracy"] is not None and not member["random_weights"]:
             # Whole MACs have commas; what is small or huge has few digits.
             cost = f"{member['cost']:{',.0f' if 1000 <= member['cost'] < 1e15 else 'g'}}"
-            typer.echo(f"  {name}: accuracy {member['accuracy']:.4f}, cost {cost}")
+            length = member["mean_length"]
+            mean = "" if length is None else f" on average, of rows {length:.1f} long"
+            typer.echo(f"  {name}: accuracy {member['accuracy']:.4f}, cost {cost}{mean}")
     if "timing" in summary:
         typer.echo(f"Timed: {summary['timing']}")
     for note in notes:

@@ -58,12 +58,14 @@ def facts_of(
     file: RecordsFile, right: Mapping[str, int], about: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What every summary says of records; `right` are the rows each member gets right, empty without labels."""
+    recorded = file.meta.get("members") or {}
     members = {
         name: {
             "cost": cost,
             "accuracy": right[name] / file.rows if name in right else None,
             "random_weights": bool(about.get(name, {}).get("random_weights")),
             "sha256": about.get(name, {}).get("sha256"),
+            MEAN_LENGTH: recorded.get(name, {}).get(MEAN_LENGTH),
         }
         for name, cost in file.cost.items()
     }

@@ -66,7 +66,8 @@ def test_rows_cost_what_their_lengths_cost_on_average(tmp_path: Path, record: Re
     macs = [10 + 2 * len(ids) + 0.5 * len(ids) ** 2 for ids in IDS]
 
     def recorded(name: str, *options: object) -> Records:
-        record("bert", "tokens", "--data", tmp_path / name, "--restart", *options)
+        said = record("bert", "tokens", "--data", tmp_path / name, "--restart", *options)
+        assert (", cost 17 on average, of rows 2.0 long" in said) == (name == "in.npz" and not options), said
         return records_from_path(tmp_path / "out.npz")
 
     whole = recorded(archive(tmp_path / "in.npz").name)
