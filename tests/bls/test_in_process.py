@@ -25,6 +25,7 @@ from tests.bls.fixtures import (
     small,
     two_stages,
 )
+from tests.bls.kinds import DERIVING, KINDS, Kind, derive
 from tests.fakes.triton import FakeTriton, Request
 from tests.onnx_models import model_of
 
@@ -228,6 +229,42 @@ def text_plan(tmp_path: Path) -> CascadeSpec:
     return spec.with_members(
         lambda one: dataclasses.replace(one, version=1, sha256=digest) if one.name == "small" else one
     )
+
+
+@pytest.mark.parametrize("kind", KINDS[2:], ids=lambda kind: kind.name.replace(" ", "_"))
+def test_lengths_that_vary_and_derived_tensors_reach_a_member_as_when_it_is_called(
+    tmp_path: Path, kind: Kind
+) -> None:
+    spec = kind.plan(two_stages(in_process=2), 2 * K)
+    for name, first in (("small", 0), ("large", K)):
+        cut = helper.make_node("Slice", ["input_ids", "first", "last", "axis"], ["logits"])
+        weights = {"first": np.int64([first]), "last": np.int64([first + K]), "axis": np.int64([1])}
+        takes = {"input_ids": ["n", "length"], "mask": (7, ["n", "length"])}
+        path = tmp_path / "repository" / name / "1" / "model.onnx"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(model_of([cut], takes, {"logits": ["n", K]}, weights).SerializeToString())
+        digest = sha256_of_path(path)
+        spec = spec.with_members(
+            lambda one, name=name, digest=digest: (
+                dataclasses.replace(one, version=1, sha256=digest) if one.name == name else one
+            )
+        )
+    rows = np.random.default_rng(0).normal(0, 3, (40, 2 * K)).astype(np.float32)
+    found = []
+    for stages in (0, 2):
+        members = {
+            name: lambda given, first=first: kind.rows(given, 2 * K)[:, first : first + K]
+            for name, first in (("small", 0), ("large", K))
+        }
+        fake = FakeTriton({**members, DERIVING: derive}, input_name=None)
+        requests = [Request(kind.tensors(rows[at : at + 1])) for at in range(len(rows))]
+        with loaded(tmp_path, fake, dataclasses.replace(spec, in_process=stages)) as model:
+            found.append(columns(ask_all(model, requests)))
+            here = counted(model, fake, "committee_in_process_rows_total", member="small")
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # Where the first member reads the text itself, its file has other tensors, and it is called.
+    assert here == (0 if kind.name == "derived later" else len(rows))
 
 
 def test_texts_reach_a_member_as_they_came_and_what_is_no_utf_8_fails_alone(tmp_path: Path) -> None:
