@@ -29,7 +29,8 @@ _WHAT_IT_IS = (
     "subpackages does each document? Real text that needs no download; it is no public benchmark and says nothing "
     "of other text (docs/text-study.md).",
     "Rows per second are those of one short run beside its own client on this machine; `python -m perf text-study "
-    "--served` measures. MACs are at the longest text, the tokenizer's own work is not among them.",
+    "--served` measures. MACs are means over the recorded texts, each at its own length; the tokenizer's are not "
+    "among them.",
 )
 
 
