@@ -171,6 +171,9 @@ def show_timing(timing: Timing, *, output: Path | None) -> None:
     for line in lines_of_timing(timing):
         table.add_row(*line)
     stdout_console().print(table)
+    errors = [error for one in timing.members if (error := interpolation_error(one.calls)) is not None]
+    if errors:
+        typer.echo(f"a batch held out lies at most {max(errors):.0%} off the line between its neighbours")
     for one in timing.members:
         if one.memory_bytes is not None:
             typer.echo(f"{one.name}: {one.memory_bytes / 2**20:,.1f} MiB of memory")
