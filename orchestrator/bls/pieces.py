@@ -186,6 +186,7 @@ class Gate:
         self._inside = 0
         self._is_shut = False
         self._is_retired = False
+        self._alone: int | None = None  # the thread that calls alone
 
     def retire(self) -> None:
         """Keeps nobody out or waiting any more, because a call inside may never return."""
@@ -194,7 +195,9 @@ class Gate:
             self._changed.notify_all()
 
     def beside_others(self, ask: Ask, start: int, end: int) -> list[Rows] | Refusal:
-        """One call, made as soon as nobody calls alone."""
+        """One call, made as soon as nobody calls alone but the thread itself."""
+        if self._alone == threading.get_ident():
+            return ask(start, end)
         with self._lock:
             while self._is_shut and not self._is_retired:
                 self._changed.wait()
@@ -216,11 +219,12 @@ class Gate:
             self._is_shut = True
             while self._inside and not self._is_retired:
                 self._changed.wait()
+            self._alone = threading.get_ident()
         try:
             yield
         finally:
             with self._lock:
-                self._is_shut = False
+                self._is_shut, self._alone = False, None
                 self._changed.notify_all()
 
     def ask_in_pieces(
@@ -257,9 +261,9 @@ class Gate:
                 pieces.failed.update(dict.fromkeys(range(end, rows), pieces.failed[start]))
                 break
         if refused and not pieces.is_over:
-            if not pieces.is_alive and answers_others is not None:
-                pieces.is_alive = answers_others()
             with self.alone():
+                if not pieces.is_alive and answers_others is not None:
+                    pieces.is_alive = answers_others()
                 isolate(ask, refused, pieces, owners)
         pieces.blame()
         return pieces

@@ -214,3 +214,28 @@ def test_a_gate_keeps_everybody_out_while_it_is_shut() -> None:
         assert first.result(timeout=5) == []
         assert waiting.result(timeout=5)
     assert entered.is_set()
+
+
+def test_whether_it_answers_others_is_asked_while_nobody_else_asks() -> None:
+    gate, inside, most = Gate(), [0], [0]
+    begun = threading.Barrier(2)
+
+    def ask(start: int, end: int) -> list[np.ndarray] | Refusal:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        inside[0] -= 1
+        return Refusal("bad") if end else [values(0, 1)]
+
+    def answers_others() -> bool:
+        # By the same gate, as members are asked about a row by hand.
+        said = gate.beside_others(lambda *_: [values(0, 1)], 0, 1)
+        assert inside[0] == 0, "a call of somebody else"
+        return not isinstance(said, Refusal)
+
+    def one() -> set[bool]:
+        begun.wait(5)
+        pieces = gate.ask_in_pieces(ask, 1, size=1, answers_others=answers_others)
+        return {said.is_of_rows for said in pieces.failed.values()}
+
+    with ThreadPoolExecutor(2) as threads:
+        assert [one.result(10) for one in [threads.submit(one) for _ in range(2)]] == [{True}, {True}]
