@@ -279,19 +279,8 @@ def clock_for(
         DataError: a member was not timed, or another file of it; the load needs batches that were not; the budget
             cannot be milliseconds.
     """
+    require_timed(timing, {name: hashes.get(name) for name in members})
     known = timing.by_name
-    if missing := [name for name in members if name not in known]:
-        raise DataError(
-            "timing",
-            got=f"times of {', '.join(known)}, none of {', '.join(missing)}",
-            expected="times of every member",
-            fix="time them with `committee time`, or leave them out with `members`",
-        )
-    for name in members:
-        timed, here = known[name].sha256, hashes.get(name)
-        if timed is not None and here is not None and timed != here:
-            got = f"times of a model file with sha256 {timed}"
-            raise DataError(f"timing of {name}", got=got, expected=here, fix="time the members again")
     kept = dataclasses.replace(timing, members=tuple(known[name] for name in members))
     pricing = ClockPricing(timing=kept, load=load)
     most = sum(pricing.ms_alone(name) for name in members)
@@ -299,6 +288,23 @@ def clock_for(
         got, expected = f"{budget:g}", f"milliseconds per row: all members together take {most:.3g}"
         raise DataError("plan, cost allowed", got=got, expected=expected, fix="MACs and milliseconds do not mix")
     return pricing
+
+
+def require_timed(timing: Timing, hashes: Mapping[str, str | None]) -> None:
+    """Refuses members without times, or whose model file, by its hash, is not the one that was timed: DataError."""
+    known = timing.by_name
+    if missing := [name for name in hashes if name not in known]:
+        raise DataError(
+            "timing",
+            got=f"times of {', '.join(known)}, none of {', '.join(missing)}",
+            expected="times of every member",
+            fix="time them all with `committee time`",
+        )
+    for name, here in hashes.items():
+        timed = known[name].sha256
+        if timed is not None and here is not None and timed != here:
+            got = f"times of a model file with sha256 {timed}"
+            raise DataError(f"timing of {name}", got=got, expected=here, fix="time the members again")
 
 
 def notes_on_clock(timing: Timing, derived: Sequence[str]) -> list[str]:

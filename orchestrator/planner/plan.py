@@ -63,7 +63,9 @@ def costs_from_path(path: Path, members: Collection[str]) -> tuple[dict[str, flo
         raise DataError(subject, got=f"a file that is no JSON of use ({error})", expected=_EXAMPLE) from error
     cost, unit = (value.get("cost"), value.get("unit")) if isinstance(value, dict) else (None, None)
     if not isinstance(cost, dict) or not cost or not isinstance(unit, str) or not unit:
-        raise DataError(subject, got="other JSON", expected=_EXAMPLE)
+        is_timing = isinstance(value, dict) and isinstance(value.get("members"), list)
+        got = "a timing, which `timing` takes" if is_timing else "other JSON"
+        raise DataError(subject, got=got, expected=_EXAMPLE)
     bad = [
         f"{repr(number)[:WRONG_COST_LETTERS]} for {name}" for name, number in cost.items() if not is_cost(number)
     ]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError, InfeasibleError
+from orchestrator.planner.clock import require_timed
 from orchestrator.planner.pricing import MOST_LOAD
 from orchestrator.planner.queueing import QueueStage, ServerState, server_state
 from orchestrator.spec import CascadeSpec
@@ -93,11 +94,11 @@ def stages_of(spec: CascadeSpec, timing: Timing, *, more: float = 0.0) -> list[Q
     `more` is added to the share of rows that go on after the first stage; later stages get more in proportion.
 
     Raises:
-        DataError: the plan was not fitted, or a member was not timed.
+        DataError: the plan was not fitted, or a member was not timed, or as another file.
     """
     if spec.fit is None or not spec.fit.exit_share:
         raise DataError(f"plan {spec.name}", got="no exit shares", expected="a plan made by `committee plan`")
-    require_timed(timing, [member.name for member in spec.members])
+    require_timed(timing, {member.name: member.sha256 for member in spec.members})
     left = np.cumsum((0.0, *spec.fit.exit_share[:-1]))
     reach = [min(max(1 - float(part), 0.0), 1.0) for part in left]
     if more and len(reach) > 1:
@@ -116,16 +117,9 @@ def stages_of(spec: CascadeSpec, timing: Timing, *, more: float = 0.0) -> list[Q
 
 def member_stage(name: str, timing: Timing) -> list[QueueStage]:
     """A member that is asked about every row, without a cascade."""
-    require_timed(timing, [name])
+    require_timed(timing, {name: None})
     one = timing.by_name[name]
     return [QueueStage(ms=one.ms(_rows([one.calls[-1].batch])), reach=1.0)]
-
-
-def require_timed(timing: Timing, names: Sequence[str]) -> None:
-    """Refuses members without times; DataError."""
-    if missing := [name for name in names if name not in timing.by_name]:
-        got = f"times of {', '.join(timing.by_name)}, none of {', '.join(missing)}"
-        raise DataError("timing", got=got, expected="times of every member", fix="time them with `committee time`")
 
 
 def _rows(largest: Sequence[int]) -> Floats:

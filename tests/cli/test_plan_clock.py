@@ -104,6 +104,11 @@ def test_what_cannot_be_planned_with_is_refused_in_one_line(
     assert said in one_line(capsys)
 
 
+def test_a_timing_is_no_cost_profile(made: Path, timing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(made, *QUICK, "--cost", timing) == 2
+    assert "got a timing, which --timing takes" in one_line(capsys)
+
+
 def test_a_budget_of_macs_is_no_time(made: Path, timing: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--max-mean-cost", 600000, "--no-certify", "--timing", timing, "--batch", 16)
     assert plan(made, *words) == 2

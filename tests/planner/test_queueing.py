@@ -7,7 +7,7 @@ from orchestrator.planner.queueing import QueueStage, server_state
 
 
 def stage(
-    constant: float, slope: float, *, reach: float = 1.0, largest: int = 64, instances: int = 1
+    constant: float, slope: float, *, reach: float = 1.0, largest: int = 24, instances: int = 1
 ) -> QueueStage:
     ms = constant + slope * np.arange(largest + 1.0)
     return QueueStage(ms=np.append(0.0, ms[1:]), reach=reach, instances=instances)
