@@ -291,7 +291,7 @@ def clock_for(
 
 
 def require_timed(timing: Timing, hashes: Mapping[str, str | None]) -> None:
-    """Refuses members without times, or whose model file, by its hash, is not the one that was timed: DataError."""
+    """Refuses members without times, or whose model file, by its hash, was not the one timed: DataError."""
     known = timing.by_name
     if missing := [name for name in hashes if name not in known]:
         raise DataError(
