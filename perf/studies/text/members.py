@@ -30,6 +30,7 @@ from orchestrator.rows.docstrings import CLASSES, DocstringsSplit, docstrings_sp
 from orchestrator.spec import Manifest, TensorSpec
 from perf.studies.glyphs_members import check_exported_here, json_fields
 from perf.studies.text.linear import Linear, logits_of_pipeline, onnx_from_pipeline
+from perf.studies.text.pairs import trained_pairs
 from perf.studies.text.teacher import targets_of
 from perf.studies.text.transformer import (
     MOST_TOKENS,
@@ -50,7 +51,9 @@ from perf.studies.text.transformer import (
 MEMBERS: dict[str, Linear | Encoder] = {
     "docstrings_linear": Linear(features=20_000, longest=2),
     "docstrings_tiny": Encoder(layers=1, width=64, epochs=8, learning_rate=3e-3),
-    "docstrings_large": Encoder(layers=3, width=192, epochs=4, learning_rate=1.2e-3),
+    "docstrings_large": Encoder(
+        layers=4, width=256, epochs=3, learning_rate=1e-3, weight_bits=8, pair_bits=16, pair_share=0.8
+    ),
 }
 VOCABULARY = 8_000
 # The model that makes the tokens which the encoders share.
@@ -150,7 +153,7 @@ def export_text(
         else:
             network = _trained(name, member, data, seed=seed, progress=progress)
             progress(f"{name}: exporting")
-            write_encoder(repository, name, network, data, seed=seed)
+            write_encoder(repository, name, member, network, data, seed=seed)
         done[name] = f"trained in {time.monotonic() - begun_s:.0f} s"
     return done
 
@@ -166,9 +169,14 @@ def _trained(
     name: str, encoder: Encoder, data: FitData, *, seed: int, progress: Callable[[str], None]
 ) -> MeanPooled:
     ids, targets, vectors = data.ids, data.targets, data.vectors(encoder.width)
-    return trained(
+    network = trained(
         encoder, ids, targets, vectors=vectors, seed=seed, progress=lambda text: progress(f"{name}: {text}")
     )
+    if encoder.pair_bits:
+        progress(f"{name}: pairs of tokens")
+        labels = data.part.labels
+        network.pairs = trained_pairs(ids, labels, bits=encoder.pair_bits, share=encoder.pair_share)
+    return network
 
 
 def write_linear(repository: Path, name: str, member: Linear, data: FitData, *, seed: int) -> None:
@@ -195,9 +203,11 @@ def write_linear(repository: Path, name: str, member: Linear, data: FitData, *, 
     )
 
 
-def write_encoder(repository: Path, name: str, network: MeanPooled, data: FitData, *, seed: int) -> None:
+def write_encoder(
+    repository: Path, name: str, member: Encoder, network: MeanPooled, data: FitData, *, seed: int
+) -> None:
     """Writes a trained encoder, and its tokeniser; ExportError where the graph says something else."""
-    proto = onnx_from_encoder(network)
+    proto = onnx_from_encoder(network, weight_bits=member.weight_bits)
     rows = _few_rows(data)
     kinds = [
         TensorKind(spec=_tensor(one), pad=pad, below=VOCABULARY, is_mask=one == "attention_mask")

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from orchestrator.cli.plan_pool import pool_from_records
 from orchestrator.local import LocalMembers
 from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.intervals import clopper_pearson, paired_difference
-from orchestrator.planner.plan import Infeasible, plan
+from orchestrator.planner.plan import Infeasible, plan_from_records
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import exits_and_cost, replay
 from orchestrator.rows.docstrings import DocstringsSplit, docstrings_split
@@ -23,11 +24,12 @@ from perf.studies.text.members import TOKENIZER
 from perf.studies.text.transformer import ids_of, padded
 
 Say = Callable[[str], None]
+CASCADE = "docstrings_cascade"
 # With one thread, CPU time is the time that a call takes on a core of its own, whatever else the machine does.
 THREADS = 1
 BATCHES = (1, 32)
 # Rows of each turn, by batch: about as long for one as for the other.
-_TIMED_ROWS = {1: 100, 32: 512}
+_TIMED_ROWS = {1: 100, 32: 192}
 _ROUNDS = 3
 _COST_BATCH = 32
 
@@ -162,9 +164,10 @@ def _right(records: Records, name: str) -> npt.NDArray[np.bool_]:
     return right
 
 
-def chosen(records: Records, best: str) -> Iterable[tuple[str, CascadeSpec | None, str]]:
+def chosen(records: Records, best: str, repository: Path) -> Iterable[tuple[str, CascadeSpec | None, str]]:
     """Plans chosen on the plan part: what was asked, the plan or None, what is promised or why there is none."""
     options = SearchOptions(combines=("mean_logit", "mean_prob", "last"))
+    pool = pool_from_records(records, repository, name=CASCADE, cost=None, derive=[TOKENIZER]).spec
     accuracy = float(_right(records, best).mean())
     goals = {
         "as accurate on the plan part": Goal(min_accuracy=accuracy, certify=False),
@@ -174,7 +177,7 @@ def chosen(records: Records, best: str) -> Iterable[tuple[str, CascadeSpec | Non
         },
     }
     for words, goal in goals.items():
-        found = plan(records, goal, name="docstrings_cascade", options=options)
+        found = plan_from_records(pool, records, goal, options=options)
         if isinstance(found, Infeasible):
             yield words, None, str(found.unmet.got)
         elif found.fallback_reason is not None:
@@ -187,8 +190,10 @@ def chosen(records: Records, best: str) -> Iterable[tuple[str, CascadeSpec | Non
 
 def study(
     repository: Path, names: Sequence[str], *, rounds: int = _ROUNDS, say: Say
-) -> tuple[dict[str, Any], dict[str, Records]]:
-    """All figures as JSON values, and the records of the parts, costs being milliseconds of CPU time per row.
+) -> tuple[dict[str, Any], dict[str, Records], dict[str, CascadeSpec]]:
+    """All figures as JSON values, the records of the parts, and the plans by what was asked for.
+
+    Costs are milliseconds of CPU time per row.
 
     Plans are chosen on the plan part; the test part is asked about afterwards and judges them once.
     """
@@ -199,7 +204,7 @@ def study(
     planned = records_of(members, "plan", cost, say=say)
     best = max(names, key=lambda name: int(_right(planned, name).sum()))
     say("planning")
-    plans = list(chosen(planned, best))
+    plans = list(chosen(planned, best, repository))
     tested = records_of(members, "test", cost, say=say)
     parts = {"plan": planned, "test": tested}
     lines = [_plan_line(words, spec, said, parts, best) for words, spec, said in plans]
@@ -226,7 +231,7 @@ def study(
         ),
         "plans": lines,
     }
-    return document, parts
+    return document, parts, {words: spec for words, spec, _ in plans if spec is not None}
 
 
 def _plan_line(

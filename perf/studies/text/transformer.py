@@ -21,6 +21,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from export.from_torch import onnx_from_torch
+from perf.studies.text.pairs import HashedPairs
 
 MOST_TOKENS = 96
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -35,6 +36,9 @@ _SHARE_OF_WORDS = 60
 # Of the numbers in a word's vector, at the start.
 _SPREAD = 0.05
 _LEAST_HALVED = 256
+_FEW_BITS, _MATRIX = 8, 2
+# Whole numbers in eight bits go from minus this to this.
+_LARGEST = 127
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +49,18 @@ class Encoder:
         layers, width: of the encoder; heads are 32 wide, the inner layer is 4 times the width.
         epochs: passes over the labelled rows.
         learning_rate: the highest.
+        weight_bits: of each number of a matrix where it is stored, 16 or 8.
+        pair_bits: of the table of pairs of tokens beside the encoder; 0 for none.
+        pair_share: how much the pairs' logits weigh.
     """
 
     layers: int
     width: int
     epochs: int
     learning_rate: float
+    weight_bits: int = 16
+    pair_bits: int = 0
+    pair_share: float = 0.0
 
     def config(self, vocabulary: int) -> BertConfig:
         """As transformers has it."""
@@ -133,13 +143,14 @@ def padded(rows: Ids) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class MeanPooled(nn.Module):
-    """An encoder, the mean over the tokens that the mask keeps, a linear head."""
+    """An encoder, the mean over the tokens that the mask keeps, a linear head; maybe pairs of tokens beside it."""
 
     def __init__(self, config: BertConfig, classes: int) -> None:
         super().__init__()
         self.body = BertModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(config.hidden_size, classes)
+        self.pairs: HashedPairs | None = None
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What the encoder says of every token, float32 (n, length, width)."""
@@ -149,7 +160,8 @@ class MeanPooled(nn.Module):
         """Logits (n, k) of ids and mask, int64 (n, length)."""
         kept = attention_mask.unsqueeze(-1).to(torch.float32)
         total = (self.hidden(input_ids, attention_mask) * kept).sum(dim=1)
-        return self.head(self.dropout(total / kept.sum(dim=1).clamp(min=1)))
+        logits = self.head(self.dropout(total / kept.sum(dim=1).clamp(min=1)))
+        return logits if self.pairs is None else logits + self.pairs(input_ids, attention_mask)
 
 
 def word_vectors(rows: Ids, vocabulary: int, width: int) -> npt.NDArray[np.float32]:
@@ -201,8 +213,14 @@ def trained(
     with torch.no_grad():
         # What is written down, and what the graph then says, are these weights.
         for weight in model.parameters():
-            weight.copy_(weight.half().float())
+            few = encoder.weight_bits == _FEW_BITS and weight.ndim == _MATRIX
+            weight.copy_(_in_few_bits(weight) if few else weight.half().float())
     return model.eval()
+
+
+def _in_few_bits(weight: torch.Tensor) -> torch.Tensor:
+    scale = weight.abs().max() / _LARGEST
+    return (weight / scale).round() * scale
 
 
 def _batches(rows: Ids, epochs: int, generator: torch.Generator) -> Iterator[list[int]]:
@@ -249,28 +267,46 @@ def logits_of(model: MeanPooled, rows: Ids) -> npt.NDArray[np.float32]:
     return found
 
 
-def onnx_from_encoder(model: MeanPooled) -> onnx.ModelProto:
+def onnx_from_encoder(model: MeanPooled, *, weight_bits: int = 16) -> onnx.ModelProto:
     """The graph: input_ids and attention_mask INT64 (n, length) -> logits float32 (n, k).
 
-    Its weights are kept in half precision, and are made float32 again when the graph is loaded.
+    Its weights are kept in half precision, matrices of the encoder in `weight_bits`, and are made float32 again
+    when the graph is loaded.
     """
     ids, mask = padded([[CLS, MASK + 1, SEP], [CLS, MASK + 1, MASK + 2, MASK + 3, SEP]])
     tensors = {"input_ids": ids, "attention_mask": mask}
-    return with_half_weights(onnx_from_torch(model, tensors, varying=tuple(tensors)))
+    table = 0 if model.pairs is None else model.pairs.table.numel()
+    proto = onnx_from_torch(model, tensors, varying=tuple(tensors))
+    return with_small_weights(proto, lambda value: weight_bits == _FEW_BITS and value.size != table)
 
 
-def with_half_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose float32 weights of more than a few numbers are stored in half precision, each behind a Cast."""
+def with_small_weights(
+    proto: onnx.ModelProto, in_few_bits: Callable[[npt.NDArray[np.float32]], bool]
+) -> onnx.ModelProto:
+    """A copy whose float32 weights of more than a few numbers are stored in half precision, each behind a Cast.
+
+    Matrices for which `in_few_bits` are stored as whole numbers of eight bits and one scale.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    casts = []
+    nodes: list[onnx.NodeProto] = []
+    scales: list[onnx.TensorProto] = []
     for weight in copy.graph.initializer:
-        value = onnx.numpy_helper.to_array(weight)
-        if value.dtype == np.float32 and value.size >= _LEAST_HALVED:
-            stored = f"{weight.name}_fp16"
-            casts.append(onnx.helper.make_node("Cast", [stored], [weight.name], to=onnx.TensorProto.FLOAT))
-            weight.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float16), stored))
-    nodes = [*casts, *copy.graph.node]
+        value, name = onnx.numpy_helper.to_array(weight), weight.name
+        if value.dtype != np.float32 or value.size < _LEAST_HALVED:
+            continue
+        few = value.ndim == _MATRIX and in_few_bits(value)
+        stored, cast = f"{name}_stored", f"{name}_cast" if few else name
+        small = value.astype(np.float16)
+        if few:
+            scale = np.abs(value).max() / _LARGEST
+            small = np.rint(value / scale).astype(np.int8)
+            scales.append(onnx.numpy_helper.from_array(np.asarray(scale, np.float32), f"{name}_scale"))
+            nodes.insert(0, onnx.helper.make_node("Mul", [cast, f"{name}_scale"], [name]))
+        nodes.insert(0, onnx.helper.make_node("Cast", [stored], [cast], to=onnx.TensorProto.FLOAT))
+        weight.CopyFrom(onnx.numpy_helper.from_array(small, stored))
+    copy.graph.initializer.extend(scales)
+    nodes += copy.graph.node
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy

@@ -1,7 +1,9 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the export extra: make setup")
@@ -12,7 +14,9 @@ from export.parity import session_of
 from orchestrator.errors import ExportError
 from perf.studies.text.linear import Linear, logits_of_pipeline, onnx_from_pipeline
 from perf.studies.text.members import export_text
-from perf.studies.text.study import asked_in_stages
+from perf.studies.text.pairs import trained_pairs
+from perf.studies.text.served import compared, times_with_interval
+from perf.studies.text.study import CASCADE, asked_in_stages
 from perf.studies.text.teacher import targets_of
 from perf.studies.text.transformer import (
     MOST_TOKENS,
@@ -20,7 +24,10 @@ from perf.studies.text.transformer import (
     Encoder,
     _batches,
     ids_of,
+    logits_of,
     made_tokenizer,
+    onnx_from_encoder,
+    padded,
     trained,
     word_vectors,
 )
@@ -76,6 +83,35 @@ def test_the_same_seed_gives_the_same_encoder_and_another_seed_another() -> None
     assert all(torch.equal(value, value.half().float()) for value in one.values() if value.dtype == torch.float32)
 
 
+def test_a_graph_with_small_weights_and_pairs_says_what_the_network_says_of_any_length() -> None:
+    rows = ids_of(made_tokenizer(TEXTS, 60), TEXTS)
+    vectors = np.random.default_rng(0).normal(size=(60, 32)).astype(np.float32) * 0.05
+    targets = np.eye(3, dtype=np.float32)[LABELS]
+    few = dataclasses.replace(TINY, weight_bits=8)
+    network = trained(few, rows, targets, vectors=vectors, seed=0, progress=lambda _: None)
+    without = logits_of(network, rows)
+    network.pairs = trained_pairs(rows, LABELS, bits=10, share=0.5)
+    wanted = logits_of(network, rows)
+    assert np.abs(wanted - without).max() > 0.1
+    proto = onnx_from_encoder(network, weight_bits=8)
+    stored = {one.data_type for one in proto.graph.initializer if np.prod(one.dims) >= 256}
+    assert stored == {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16}
+    session = session_of(proto.SerializeToString())
+    for some in (slice(0, 1), slice(1, 9)):
+        ids, mask = padded(rows[some])
+        (logits,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        np.testing.assert_allclose(logits, wanted[some], atol=1e-4)
+
+
+def test_pairs_tell_texts_of_the_same_tokens_apart() -> None:
+    rows = [[2, 7, 8, 3], [2, 8, 7, 3]] * 8
+    labels = np.array([0, 1] * 8)
+    network = trained_pairs(rows, labels, bits=8, share=1.0)
+    said = network(*padded(rows))
+    assert said.shape[1] in (1, 2)
+    assert (said[0] - said[1]).abs().max() > 1
+
+
 def test_the_teacher_of_a_row_has_not_seen_its_docstring() -> None:
     texts = [f"row number {letter * 6} of its kind" for letter in "abcdefghijklmnop"]
     labels = np.arange(16) % 3
@@ -107,3 +143,20 @@ def test_an_unknown_member_is_one_line_and_writes_nothing(tmp_path: Path) -> Non
     with pytest.raises(ExportError, match="some of docstrings_linear"):
         export_text(tmp_path / "new", only=["docstrings_huge"], progress=lambda _: None)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_cascade_is_held_against_the_faster_rival_round_by_round() -> None:
+    def window(number: int, route: str, rows_per_s: float, cpu: float) -> dict[str, Any]:
+        about = {"round": number, "route": route, "batch": 1, "p50_ms": 1.0, "p99_ms": 2.0}
+        return about | {"rows_per_s": rows_per_s, "cpu_ms_per_row": cpu}
+
+    # Both routes are slower in the second round, by the same factor.
+    windows = [window(1, CASCADE, 400, 2), window(1, "a_1", 50, 10), window(1, "a_2", 100, 10)]
+    windows += [window(2, CASCADE, 200, 4), window(2, "a_1", 30, 20), window(2, "a_2", 50, 20)]
+    found = compared(windows, 1, {"a_1": 1, "a_2": 2})
+    assert found["rival"] == "a_2"
+    assert found["times_rows_per_s"] == pytest.approx({"times": 4, "low": 4, "high": 4})
+    assert found["times_less_cpu"]["times"] == pytest.approx(5)
+    assert found["routes"][CASCADE]["rows_per_s"] == 300
+    wide = times_with_interval(windows, 1, CASCADE, "a_1", "rows_per_s")
+    assert wide["low"] < wide["times"] < wide["high"]
