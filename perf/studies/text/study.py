@@ -25,6 +25,7 @@ from perf.studies.text.transformer import ids_of, padded
 
 Say = Callable[[str], None]
 CASCADE = "docstrings_cascade"
+CERTIFIED = "certified"
 # With one thread, CPU time is the time that a call takes on a core of its own, whatever else the machine does.
 THREADS = 1
 BATCHES = (1, 32)
@@ -172,7 +173,7 @@ def chosen(records: Records, best: str, repository: Path) -> Iterable[tuple[str,
     goals = {
         "as accurate on the plan part": Goal(min_accuracy=accuracy, certify=False),
         **{
-            f"certified to lose at most {100 * epsilon:g} points": Goal(reference=best, epsilon=epsilon)
+            f"{CERTIFIED} to lose at most {100 * epsilon:g} points": Goal(reference=best, epsilon=epsilon)
             for epsilon in (0.01, 0.02)
         },
     }
