@@ -66,14 +66,8 @@ class TextTable:
                 yield _Cells([record.get(name) for name in columns], what)
 
     def column(self, name: str) -> list[Any]:
-        """One small column of all rows; DataError where a row cannot be read."""
-        column = []
-        for cells in self.cells([name]):
-            # Which row it is can no longer be told.
-            if isinstance(cells, DataError):
-                raise cells
-            column.append(cells[0])
-        return column
+        """One small column of all rows; in the place of a row that cannot be read the DataError why."""
+        return [cells if isinstance(cells, DataError) else cells[0] for cells in self.cells([name])]
 
 
 class _Cells(list[Any]):
@@ -276,11 +270,27 @@ def _ids(table: TextTable, name: str) -> Rows:
     if None in ids or "" in ids:
         row = next(row for row, one in enumerate(ids) if one in (None, ""))
         raise DataError(what, got=f"none in row {row}", expected="an id in every row")
-    return plain_ids(what, _alike(what, ids), len(ids))
+    return _with_unread(what, ids)
+
+
+def _with_unread(what: str, ids: list[Any]) -> Rows:
+    """Ids (n,), in which rows that cannot be read get such as no other row has: nobody can tell theirs."""
+    unread = [row for row, one in enumerate(ids) if isinstance(one, DataError)]
+    known = [one for one in ids if not isinstance(one, DataError)]
+    array = plain_ids(what, _alike(what, known), len(known))
+    if not unread:
+        return array
+    is_text = array.dtype.kind == "U"
+    below = min(0, *array.tolist(), 0) - 1 if not is_text else 0
+    made = np.array([f"row {row}" for row in unread] if is_text else [below - row for row in unread])
+    # Widened first, because an insertion cuts longer text.
+    return np.insert(array.astype(np.result_type(array, made)), np.array(unread) - np.arange(len(unread)), made)
 
 
 def _labels(what: str, cells: list[Any]) -> tuple[Rows, Any]:
-    """The labels that there are, and which rows (n,) have none."""
+    """The labels there are, and which rows (n,) have none; one that cannot be read is refused as it is read."""
+    some = next((cell for cell in cells if cell not in (None, "") and not isinstance(cell, DataError)), None)
+    cells = [some if isinstance(cell, DataError) else cell for cell in cells]
     missing = np.array([cell in (None, "") for cell in cells], np.bool_)
     return _alike(what, [cell for cell in cells if cell not in (None, "")]), missing
 

@@ -109,6 +109,44 @@ def test_class_numbers_of_csv_are_numbers_and_an_empty_one_is_none(tmp_path: Pat
     assert read.labels.numbers.tolist() == [1, -1, 0]
 
 
+UNREAD = [
+    ("in.csv", "key,text,label\n{a},one,0\nshort\n{b},two,1\n{c},three,0\nlong,x,1,2\n"),
+    ("in.tsv", "key\ttext\tlabel\n{a}\tone\t0\nshort\n{b}\ttwo\t1\n{c}\tthree\t0\nlong\tx\t1\t2\n"),
+    (
+        "in.jsonl",
+        '{{"key": "{a}", "text": "one", "label": 0}}\n{{"key\n{{"key": "{b}", "text": "two", "label": 1}}\n'
+        '{{"key": "{c}", "text": "three", "label": 0}}\n[1]\n',
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), UNREAD)
+@pytest.mark.parametrize("keys", [("1", "-7", "30"), ("a", "b", "c")])
+def test_rows_that_are_no_records_are_refused_alone_beside_ids_and_labels(
+    tmp_path: Path, name: str, content: str, keys: tuple[str, ...]
+) -> None:
+    path = tmp_path / name
+    path.write_text(content.format(**dict(zip("abc", keys, strict=True))))
+    columns = ColumnNames(text="text", id_column="key", label_column="label")
+    batch = blocks(path, TEXT, columns=ColumnNames(text="text", id_column="key", keep_columns=("label",)))
+    assert [f"{one}" for block in batch for one in block.ids] == [*keys]
+    assert [row for block in batch for row in block.rows.tolist()] == [[b"one"], [b"two"], [b"three"]]
+    assert len({one.id for block in batch for one in block.refused} - {*keys}) == 2
+    classes = MemberClasses(count=2)
+    read = row_source(f"{path}", model(TEXT), classes=classes, read_picture=lambda d, w: d, columns=columns)
+    assert read.labels.numbers is not None
+    assert read.labels.numbers[[0, 2, 3]].tolist() == [0, 1, 0]
+    # Not for want of a label: what is wrong with them is said when they are read.
+    assert (read.labels.numbers >= 0).all()
+    assert [f"{read.ids[place]}" for place in (0, 2, 3)] == [*keys]
+    (piece,) = [piece.load() for piece in read.pieces(np.arange(5), 0, 8)]
+    assert piece.ids.tolist() == [0, 2, 3]
+    assert [(one.id, f"{name} row {one.id} (line" in one.reason) for one in piece.refused] == [
+        (1, True),
+        (4, True),
+    ]
+
+
 BAD_TEXT = [
     ("in.csv", b"text\ngood\n\xff\xfe\nfine\n", 1, "in.csv row 1 (line 3) text: got byte 0xff after 0 characters"),
     ("in.csv", b"text,b\ngood,1\nbad\nfine,2\n", 1, "row 1 (line 3): got 1 cells, expected 2"),
