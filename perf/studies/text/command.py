@@ -248,7 +248,9 @@ def _served_parts(results: dict[str, Any]) -> list[str]:
         longer=served["seconds_of_32"],
         cores=served["cores"],
         triton=served["triton"],
-        busy=f"Other work used {busy:.1f} of the cores when it began, which both sides of a ratio felt. "
+        busy=f"Other work used {busy:.1f} of the {served['cores']} cores when it began: rows per second are "
+        "less than an idle machine gives and their ratios uncertain, more so for the slower side, whose windows "
+        "hold few requests. CPU time per row hardly feels that. "
         if busy > served["cores"] / 8
         else "",
     )
