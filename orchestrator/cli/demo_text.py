@@ -21,7 +21,7 @@ from orchestrator.spec.deriving import is_deriving
 from orchestrator.spec.manifest import MANIFEST
 
 CASCADE, ENSEMBLE = "docstrings_cascade", "docstrings_ensemble"
-EPSILON = 0.02
+EPSILON = 0.01
 # Rows of the test part that are served; in-process and served they take about as long as planning.
 TEST_ROWS = 1_000
 _WHAT_IT_IS = (
