@@ -214,5 +214,5 @@ def non_finite_fault(name: str, rows: Rows) -> InputError:
     """The error for a request's rows (n, *dims) of which some are not finite."""
     bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
     got = f"NaN or infinity in {len(bad)} of {len(rows)} rows, first row {bad[0]}"
-    fix = "mend or leave out those rows, or plan with non_finite set to pass"
+    fix = "mend or leave out those rows, or plan with --non-finite pass"
     return InputError(f"input {name}", got=got, expected="finite numbers", fix=fix)

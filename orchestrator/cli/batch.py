@@ -15,6 +15,7 @@ from orchestrator.cli.console import (
     ColumnsOption,
     Headers,
     Key,
+    MissingOption,
     TextOption,
     endpoint_from_options,
     listed_names,
@@ -45,6 +46,7 @@ def batch(
     column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
     text: TextOption = None,
     columns: ColumnsOption = None,
+    missing_as_nan: MissingOption = False,
     id_column: Annotated[str | None, typer.Option(help="Array or column that holds the ids.")] = None,
     keep_columns: Annotated[
         list[str] | None,
@@ -87,6 +89,7 @@ def batch(
             column=column,
             text=text,
             columns=listed_names(columns),
+            missing_as_nan=missing_as_nan,
             id_column=id_column,
             keep_columns=listed_names(keep_columns),
         ),

@@ -95,6 +95,14 @@ ColumnsOption = Annotated[
         show_default=False,
     ),
 ]
+MissingOption = Annotated[
+    bool,
+    typer.Option(
+        "--missing-as-nan",
+        help="Empty cells and nulls of inputs of floating-point numbers are NaN, as members know missing values; "
+        "a cascade takes them that was planned with --non-finite pass.",
+    ),
+]
 DeriveOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -18,6 +18,7 @@ from orchestrator.cli.console import (
     ColumnsOption,
     Headers,
     Key,
+    MissingOption,
     TextOption,
     endpoint_from_options,
     listed_names,
@@ -77,6 +78,7 @@ def infer(
     header: Headers = None,
     text: TextOption = None,
     columns: ColumnsOption = None,
+    missing_as_nan: MissingOption = False,
     min_stage: Annotated[int, typer.Option(help="No exit before this stage.")] = 0,
     max_stage: Annotated[int | None, typer.Option(help="Answer at this stage at the latest.")] = None,
     threshold_shift: Annotated[float, typer.Option(help="Added to every threshold; positive is stricter.")] = 0.0,
@@ -119,7 +121,7 @@ def infer(
         ignored = parameters_from_policy(policy)
         if ignored and not info.has_stages:
             typer.echo(f"note: {info.name} has no stages and ignores {', '.join(ignored)}", err=True)
-        named = ColumnNames(text=text, columns=listed_names(columns))
+        named = ColumnNames(text=text, columns=listed_names(columns), missing_as_nan=missing_as_nan)
         rows = named_rows(sources, info, read_picture=picture_reader(repository, info), columns=named)
         with progress(f"asking {model}", len(rows)) as advance:
             asked = []

@@ -24,7 +24,8 @@ from orchestrator.planner.plan import FrontierPoint, Infeasible, PlanResult, pla
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.repository.files import write_all
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, Gear, Gears, json_from_cascade
-from orchestrator.spec.cascade import MEMBER_TIMEOUT_MS
+from orchestrator.spec.cascade import MEMBER_TIMEOUT_MS, UNKNOWN_INPUT
+from orchestrator.spec.request import NON_FINITE_INPUT, InputSpec
 
 # Lines of the frontier that fit on a screen beside the plan.
 FRONTIER_LINES = 12
@@ -129,6 +130,13 @@ def plan(
             "expression, as its own options take it. If none: names with a dash, and registered ones of one word."
         ),
     ] = None,
+    non_finite: Annotated[
+        str,
+        typer.Option(
+            help="What the cascade does with rows that hold NaN or infinity. reject: refuses them. pass: asks the "
+            "members, as trees that know missing values want it."
+        ),
+    ] = "reject",
     member_timeout_ms: Annotated[
         int,
         typer.Option(
@@ -162,7 +170,8 @@ def plan(
     records = restricted(records_from_path(records_path), members)
     pool = pool_from_records(records, repository, name=name, cost=cost, derive=listed_names(derive))
     limits = dataclasses.replace(pool.spec.limits, member_timeout_ms=member_timeout_ms)
-    base = dataclasses.replace(pool.spec, header_pattern=header_pattern, limits=limits)
+    inputs = _inputs(pool.spec, non_finite)
+    base = dataclasses.replace(pool.spec, header_pattern=header_pattern, limits=limits, inputs=inputs)
     base, pricing, on_clock = clock.applied(base, budget=max_mean_cost)
     notes = [*pool.notes, *on_clock]
     budget = _budget(base, max_mean_cost, max_mean_cost_share)
@@ -219,6 +228,18 @@ def plan(
     if not as_json:
         show_plan(found, output=output, report=report)
     echo_notes(notes)
+
+
+def _inputs(spec: CascadeSpec, non_finite: str) -> tuple[InputSpec, ...]:
+    """The plan's inputs, those of floating-point numbers with what is done to NaN and infinity."""
+    if non_finite not in NON_FINITE_INPUT:
+        raise DataError("plan --non-finite", got=non_finite, expected=" or ".join(NON_FINITE_INPUT))
+    if non_finite != "reject" and UNKNOWN_INPUT in spec.inputs:
+        fix = "name the repository that holds the members with --repository"
+        raise DataError("plan --non-finite", got="members whose inputs nothing describes", fix=fix)
+    return tuple(
+        dataclasses.replace(one, non_finite=non_finite) if "FP" in one.dtype else one for one in spec.inputs
+    )
 
 
 def _check_no_goal(options: Sequence[object], *, report: Path | None) -> None:

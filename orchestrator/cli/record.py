@@ -16,6 +16,7 @@ from orchestrator.cli.console import (
     DeriveOption,
     Headers,
     Key,
+    MissingOption,
     TextOption,
     endpoint_from_options,
     listed_names,
@@ -96,6 +97,7 @@ def record(
     column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
     text: TextOption = None,
     columns: ColumnsOption = None,
+    missing_as_nan: MissingOption = False,
     derive: DeriveOption = None,
     id_column: Annotated[str | None, typer.Option(help="Array or column that holds the ids.")] = None,
     label_column: Annotated[
@@ -196,6 +198,7 @@ def record(
             column=column,
             text=text,
             columns=listed_names(columns),
+            missing_as_nan=missing_as_nan,
             id_column=id_column,
             label_column=label_column,
         ),

@@ -15,6 +15,7 @@ from orchestrator.cli.console import (
     DeriveOption,
     Headers,
     Key,
+    MissingOption,
     TextOption,
     endpoint_from_options,
     listed_names,
@@ -63,6 +64,7 @@ def time(
     column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
     text: TextOption = None,
     columns: ColumnsOption = None,
+    missing_as_nan: MissingOption = False,
     derive: DeriveOption = None,
     repository: Annotated[Path, typer.Option(help="Model repository that holds the members.")] = Path(
         "model_repository"
@@ -101,7 +103,9 @@ def time(
     check_timing_output(output)
     _check_server(url, served=served, cascade=cascade)
     server = None if url is None else endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
-    names_of_columns = ColumnNames(column=column, text=text, columns=listed_names(columns))
+    names_of_columns = ColumnNames(
+        column=column, text=text, columns=listed_names(columns), missing_as_nan=missing_as_nan
+    )
     options = TimeOptions(
         batches=batches_from_text(batches),
         rounds=rounds,

@@ -20,6 +20,7 @@ from orchestrator.rows.pictures import ReadPicture, reader_for
 from orchestrator.spec import CascadeSpec, Preprocess, cascade_from_path, manifest_from_path
 from orchestrator.spec.answer import first_misplaced, first_unlike, names_from_text
 from orchestrator.spec.cascade import PLAN
+from orchestrator.spec.deriving import is_deriving
 from orchestrator.spec.documents import text_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.served_model import ModelInfo
@@ -45,13 +46,28 @@ def model_folders(repository: Path) -> dict[str, Path]:
 
 
 def require_members(spec: CascadeSpec, repository: Path) -> None:
-    """Raises RepositoryError naming every member the repository does not hold."""
+    """Raises RepositoryError naming every member, or deriving model, the repository does not hold."""
     folders = model_folders(repository)
-    missing = [name for name in spec.models if name not in folders]
-    if missing:
-        what, known = f"{spec.name}: members missing from {repository}", f"members among {', '.join(folders)}"
-        fix = "export or copy them there, or plan with others"
-        raise RepositoryError(what, got=", ".join(missing), expected=known, fix=fix)
+    makers = [name for name, folder in folders.items() if _derives(folder)]
+    # A plan may have a plan for a member, but seldom has one by mistake.
+    others = [name for name, folder in folders.items() if name not in makers and plan_path(folder) is None]
+    needed = {"members": ([one.name for one in spec.members], others)}
+    for kind, (names, known) in {
+        **needed,
+        "deriving models": ([one.name for one in spec.derived], makers),
+    }.items():
+        missing = [name for name in dict.fromkeys(names) if name not in folders]
+        if missing:
+            what, expected = f"{spec.name}: {kind} missing from {repository}", f"{kind} among {', '.join(known)}"
+            fix = "export or copy them there, or plan with others"
+            raise RepositoryError(what, got=", ".join(missing), expected=expected, fix=fix)
+
+
+def _derives(folder: Path) -> bool:
+    # What is wrong with a manifest is said where it is read.
+    with suppress(SpecError):
+        return (folder / MANIFEST).is_file() and is_deriving(folder / MANIFEST)
+    return False
 
 
 def config_of(folder: Path) -> ModelConfig | None:

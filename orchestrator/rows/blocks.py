@@ -39,6 +39,7 @@ class ColumnNames:
         text: what its only input of text takes; INPUT=COLUMN with commas for one that has several.
         columns: of numbers, one for each number of its only input of numbers.
         keep_columns: carried into the answers as they are.
+        missing_as_nan: empty cells and nulls of inputs of floating-point numbers are NaN.
     """
 
     column: str | None = None
@@ -47,6 +48,7 @@ class ColumnNames:
     id_column: str | None = None
     label_column: str | None = None
     keep_columns: tuple[str, ...] = ()
+    missing_as_nan: bool = False
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -70,11 +72,15 @@ class ColumnNames:
         """
         for argument, asked in {**vars(self), "text": tuple(self.texts(names).values())}.items():
             for name in asked if isinstance(asked, tuple) else (asked,):
-                if name is not None and name not in names:
+                if isinstance(name, str) and name not in names:
                     got = f"{kind} {', '.join(names) or 'none'}"
                     raise DataError(what, got=got, expected=name, fix=f"see `{argument}`")
         usual = {argument: next((n for n in known if n in names), None) for argument, known in _USUAL.items()}
         return ColumnNames(**usual | {argument: one for argument, one in vars(self).items() if one is not None})
+
+    def identity(self, names: Sequence[str]) -> str:
+        """What must be equal for two readings of columns of a file to give the same rows and ids."""
+        return f"{', '.join(names)}, {self.id_column}" + ", missing as NaN" * self.missing_as_nan
 
     def others(self, names: Sequence[str]) -> list[str]:
         """Names of a file that may stand for the rows, where the caller names none."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,17 @@ Cell = Any
 
 @dataclass(frozen=True, kw_only=True)
 class RowForm:
-    """What a row must become: the model's dtype, object for text, and dims with -1 where the size is free."""
+    """What a row must become.
+
+    Args:
+        dtype: the model's, object for text.
+        dims: with -1 where the size is free.
+        missing_is_nan: whether a number that is not there is NaN, instead of a fault of its row.
+    """
 
     dtype: np.dtype[Any]
     dims: tuple[int, ...]
+    missing_is_nan: bool = False
 
     @property
     def values(self) -> int:
@@ -52,22 +60,34 @@ class TensorColumns:
 
     def row(self, cells: Sequence[Cell]) -> Rows:
         """One row (*dims) of the cells of the columns; DataError where they do not make one."""
+        if self.form.missing_is_nan and (len(self.columns) > 1 or self.form.dims == (1,)):
+            cells = [math.nan if _is_missing(cell) else cell for cell in cells]
         for name, cell in zip(self.columns, cells, strict=True):
             if cell is None:
-                raise DataError(name, got="null", expected="a value in every row")
+                raise DataError(name, got="null", expected="a value in every row", fix=_missing_fix(self.form))
         if self.form.is_text:
             return np.array([_text(self.columns[0], cells[0])], object)
         if isinstance(cells[0], list):
             return _listed(self.columns[0], cells[0], self.form)
-        numbers = [_number(name, cell, self.form.dtype) for name, cell in zip(self.columns, cells, strict=True)]
+        numbers = [_number(name, cell, self.form) for name, cell in zip(self.columns, cells, strict=True)]
         # A scalar for a tensor of one number, or one column for each number.
         return np.array(numbers, self.form.dtype).reshape(self.form.dims)
 
 
-def form_of(tensor: TensorInfo, model: str) -> RowForm:
-    """The form of a tensor's rows; InputError where numpy has no such dtype."""
+def _is_missing(cell: Cell) -> bool:
+    return cell is None or (isinstance(cell, CsvText) and not cell.strip())
+
+
+def _missing_fix(form: RowForm) -> str | None:
+    """What to do about a missing number; None where the dtype has no NaN."""
+    return "see `missing_as_nan`" if form.dtype.kind == "f" else None
+
+
+def form_of(tensor: TensorInfo, model: str, columns: ColumnNames) -> RowForm:
+    """The form of a tensor's rows in a table; InputError where numpy has no such dtype."""
     dtype = numpy_dtype(tensor, f"input {tensor.name} of model {model}")
-    return RowForm(dtype=dtype, dims=tensor.shape[1:])
+    missing_is_nan = columns.missing_as_nan and dtype.kind == "f"
+    return RowForm(dtype=dtype, dims=tensor.shape[1:], missing_is_nan=missing_is_nan)
 
 
 def tensor_columns(
@@ -91,7 +111,7 @@ def tensor_columns(
     return tuple(
         TensorColumns(
             tensor=tensor.name,
-            form=form_of(tensor, info.name),
+            form=form_of(tensor, info.name, columns),
             columns=given.get(tensor.name) or _found(what, info, tensor, columns, names),
         )
         for tensor in info.inputs
@@ -171,28 +191,35 @@ def _text(name: str, cell: Cell) -> bytes:
     return data
 
 
-def _number(name: str, cell: Cell, dtype: np.dtype[Any]) -> float | int:
+def _number(name: str, cell: Cell, form: RowForm) -> float | int:
     """A number that the dtype holds, from a number, or from text where a table has nothing else."""
+    dtype = form.dtype
     if isinstance(cell, CsvText):
         cell = cell.number()
     if isinstance(cell, bool) and dtype.kind != "b":
         cell = int(cell)
     if not isinstance(cell, (bool, int, float)):
-        raise DataError(name, got=shown(cell), expected="a number")
+        expected = f"a number that {dtype} holds" if dtype.kind == "f" else "a number"
+        fix = _missing_fix(form) if cell is None or cell == "" else None
+        raise DataError(name, got=shown(cell), expected=expected, fix=fix)
     if dtype.kind == "f":
-        return _as_float(cell)
+        if not _is_held(cell, dtype):
+            raise DataError(name, got=shown(cell), expected=f"a number that {dtype} holds")
+        return float(cell)
     low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     if cell != cell or cell in (math.inf, -math.inf) or int(cell) != cell or not low <= cell <= high:
         raise DataError(name, got=shown(cell), expected=f"a whole number from {low} to {high} ({dtype})")
     return int(cell)
 
 
-def _as_float(cell: float | int) -> float:
-    """Infinity for what is too large, which servers refuse by row."""
-    try:
-        return float(cell)
-    except OverflowError:
-        return math.copysign(math.inf, cell)
+def _is_held(number: float | int, dtype: np.dtype[Any]) -> bool:
+    """Whether a floating-point dtype has a number: NaN, infinity, or one that does not become infinite."""
+    if not float(np.finfo(dtype).max) < abs(number) < math.inf:
+        return True
+    # Numbers between the largest one and half a step above are rounded to it.
+    with np.errstate(over="ignore"), suppress(OverflowError):
+        return bool(np.isfinite(dtype.type(float(number))))
+    return False
 
 
 class CsvText(str):
@@ -211,16 +238,19 @@ class CsvText(str):
             return str(self)
         for read in (int, float):
             try:
-                return read(text)
+                number = read(text)
             except ValueError:
                 continue
+            # Written out, and too large for any of our dtypes, unlike infinity itself.
+            return str(self) if number in (math.inf, -math.inf) and "n" not in text.lower() else number
         return str(self)
 
 
 def _listed(name: str, cell: list[Any], form: RowForm) -> Rows:
     """A row from a list of numbers, flat or nested as the dims say."""
     leaves, shape = _leaves(name, cell)
-    values = np.array([_number(name, leaf, form.dtype) for leaf in leaves], form.dtype)
+    leaves = [math.nan if leaf is None and form.missing_is_nan else leaf for leaf in leaves]
+    values = np.array([_number(name, leaf, form) for leaf in leaves], form.dtype)
     fits = len(shape) == len(form.dims) and all(d in (s, -1) for s, d in zip(shape, form.dims, strict=True))
     if fits:
         return values.reshape(shape)

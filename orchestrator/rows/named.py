@@ -78,7 +78,7 @@ def _named_row(source: str, info: ModelInfo, read_picture: ReadPicture, columns:
     if len(info.inputs) != 1:
         return _row_of_json(source, info, columns)
     if info.inputs[0].is_text:
-        return _row_of_cells(source, [source], info)
+        return _row_of_cells(source, [source], info, columns)
     path = Path(source)
     if path.suffix.lower() in PICTURE_ENDINGS:
         if not _is_there(source):
@@ -87,8 +87,10 @@ def _named_row(source: str, info: ModelInfo, read_picture: ReadPicture, columns:
     if source.startswith("digit:"):
         return _digit(source)
     if len(input_tensor(info).shape) == 2 and _NUMBERS.fullmatch(source):
-        return _row_of_cells(source, [CsvText(number) for number in source.split(",")], info)
-    expected = "digit:INDEX, .npy, .png or .jpg, another kind of picture, a table, or numbers with commas"
+        return _row_of_cells(source, [CsvText(number) for number in source.split(",")], info, columns)
+    if source.lstrip().startswith("{"):
+        return _row_of_json(source, info, columns)
+    expected = "digit:INDEX, .npy, .png or .jpg, another picture, a table, numbers with commas, or a JSON object"
     raise DataError(source, got="an unknown kind of row", expected=expected)
 
 
@@ -151,20 +153,20 @@ def _only_rows(block: RowBlock, what: str) -> AnyRows:
     return block.rows
 
 
-def _row_of_cells(words: str, cells: list[str], info: ModelInfo) -> NamedRow:
+def _row_of_cells(words: str, cells: list[str], info: ModelInfo, columns: ColumnNames) -> NamedRow:
     tensor = input_tensor(info)
     size = tensor.shape[1] if len(tensor.shape) == 2 else 1
     if not tensor.is_text and size not in (len(cells), -1):
         got, expected = f"{len(cells)} numbers", f"{size}, as model {info.name} takes"
         raise DataError(_short(words), got=got, expected=expected)
     names = tuple(f"number {place}" for place in range(len(cells))) if not tensor.is_text else ("text",)
-    form = form_of(tensor, info.name)
+    form = form_of(tensor, info.name, columns)
     row = TensorColumns(tensor=tensor.name, form=form, columns=names).row(cells)
     return NamedRow(name=_short(words), words=words, row=row[None])
 
 
 def _row_of_json(source: str, info: ModelInfo, columns: ColumnNames) -> NamedRow:
-    """A row of a model with several inputs, as a line of a table of JSON has it."""
+    """A row as a line of a table of JSON has it."""
     names = ", ".join(tensor.name for tensor in info.inputs)
     what = _short(source)
     record = json_record(source.encode(errors="surrogateescape"))

@@ -5,6 +5,7 @@ Imported only for Parquet.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pict
             stop = start + batch.num_rows
             ids = np.arange(start, stop) if key is None else _column_ids(path, batch.column(key))
             block = read(np.arange(batch.num_rows), _joined(batch, names))
+            block = _placed(path, block, np.arange(start, stop))
             kept = {one: batch.column(one).take(pa.array(block.ids)) for one in columns.keep_columns}
             refused = tuple(RefusedRow(id=ids[one.id].item(), reason=one.reason) for one in block.refused)
             yield RowBlock(ids=ids[block.ids], rows=block.rows, refused=refused, kept=kept)
@@ -89,7 +91,7 @@ def parquet_source(
         first = start
         for column in _columns(table, names, wanted[start:], min(size, most_rows)):
             stop = first + len(column)
-            yield RowPiece(first=first, stop=stop, load=partial(read, np.arange(first, stop), column))
+            yield RowPiece(first=first, stop=stop, load=partial(_read_at, read, first, column, wanted, path))
             first = stop
 
     return RowSource(
@@ -97,10 +99,24 @@ def parquet_source(
         ids=known,
         labels=row_labels,
         pieces=pieces,
-        identity={"file_sha256": sha256, "columns": f"{', '.join(names)}, {key}"},
+        identity={"file_sha256": sha256, "columns": columns.identity(names)},
         data_sha256=sha256,
         notes=left_out_note("Parquet", list(table.left_out)),
     )
+
+
+def _read_at(read: ReadColumn, first: int, column: Any, wanted: Indices, path: Path) -> RowBlock:
+    """The block that begins at a position of the wanted rows."""
+    return _placed(path, read(np.arange(first, first + len(column)), column), wanted)
+
+
+def _placed(path: Path, block: RowBlock, numbers: Indices) -> RowBlock:
+    """A block whose reasons name file and row; row p of it is number `numbers[p]` of the file."""
+    refused = tuple(
+        replace(one, reason=f"{path} row {numbers[int(one.id)]}" + one.reason.removeprefix("row"))
+        for one in block.refused
+    )
+    return replace(block, refused=refused)
 
 
 def _labels(what: str, column: Any) -> tuple[Rows, npt.NDArray[np.bool_]]:
@@ -247,7 +263,9 @@ def _block_of_bytes(
             rows.append(_row_of_bytes(value, form, read_picture))
             good.append(index)
         except DataError as error:
-            refused.append(RefusedRow(id=ids[index].item(), reason=str(error)))
+            reason = str(error)
+            reason = reason if reason.startswith("row") else f"row {reason}"
+            refused.append(RefusedRow(id=ids[index].item(), reason=reason))
     return RowBlock(ids=ids[good], rows=np.stack(rows) if rows else np.zeros((0,)), refused=tuple(refused))
 
 
@@ -265,34 +283,45 @@ def _row_of_bytes(value: bytes | None, form: RowForm, read_picture: ReadPicture)
 
 def _block_of_lists(ids: Rows, column: Any, *, form: RowForm) -> RowBlock:
     """Rows from lists of numbers, flat or nested, in C order."""
-    sizes, leaves, holes = _leaves(column)
-    bad = (sizes != form.values) | holes
+    sizes, leaves, holes = _leaves(column, form)
+    cast, lost = _cast(leaves, form.dtype)
+    unheld = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[lost], minlength=len(sizes)) > 0
+    bad = (sizes != form.values) | holes | unheld
     refused = []
     for index in np.flatnonzero(bad):
-        got = "null in it" if holes[index] else f"{sizes[index]} values, expected {form.values}"
+        got = f"{sizes[index]} values, expected {form.values}"
+        if holes[index]:
+            got = "null in it"
+        elif sizes[index] == form.values:
+            got = f"a number that {form.dtype} does not hold"
         refused.append(RefusedRow(id=ids[index].item(), reason=f"row: got {got}"))
-    kept = leaves[np.repeat(~bad, sizes)] if bad.any() else leaves
-    rows = np.zeros((0,)) if bad.all() else _cast(kept, form.dtype).reshape(len(ids) - len(refused), *form.dims)
+    kept = cast[np.repeat(~bad, sizes)] if bad.any() else cast
+    rows = np.zeros((0,)) if bad.all() else kept.reshape(len(ids) - len(refused), *form.dims)
     return RowBlock(ids=ids[~bad], rows=rows, refused=tuple(refused))
 
 
-def _cast(values: Rows, dtype: np.dtype[Any]) -> Rows:
-    cast = values.astype(dtype, copy=False)
-    # A float that is too large becomes infinity, which the server refuses by row; a whole number would wrap.
-    if dtype.kind in "iu" and not np.array_equal(cast, values):
-        raise DataError("row values", got=f"{values.min()} to {values.max()}", expected=f"what {dtype} can hold")
-    return cast
+def _cast(values: Rows, dtype: np.dtype[Any]) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """Numbers (n,) of a dtype, and which of them it does not hold."""
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype, copy=False)
+    return cast, (np.isinf(cast) & np.isfinite(values)) if dtype.kind == "f" else cast != values
 
 
-def _leaves(column: Any) -> tuple[npt.NDArray[np.int64], Rows, npt.NDArray[np.bool_]]:
-    """How many numbers each row holds, all the numbers, and which rows hold a null at any depth."""
+def _leaves(column: Any, form: RowForm) -> tuple[npt.NDArray[np.int64], Rows, npt.NDArray[np.bool_]]:
+    """How many numbers each row holds, all the numbers, and which rows hold a null that is no missing number."""
     rows = len(column)
     owner = np.arange(rows)
     holes = np.zeros(rows, np.bool_)
     while True:
-        holes[owner[numpy_from(column.is_null())]] = True
-        if not _is_list(column.type):
-            return np.bincount(owner, minlength=rows).astype(np.int64), numpy_from(column.fill_null(0)), holes
+        missing = numpy_from(column.is_null())
+        is_leaf = not _is_list(column.type)
+        if not (is_leaf and form.missing_is_nan):
+            holes[owner[missing]] = True
+        if is_leaf:
+            values = numpy_from(column.fill_null(0))
+            # Elsewhere nulls are holes, and their rows are refused.
+            values = np.where(missing, np.nan, values) if form.missing_is_nan and missing.any() else values
+            return np.bincount(owner, minlength=rows).astype(np.int64), values, holes
         owner = np.repeat(owner, numpy_from(pc.list_value_length(column).fill_null(0)))
         # flatten() leaves out what lies behind a null list, in fixed-size lists too.
         column = column.flatten()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -149,10 +150,16 @@ def _json_records(path: Path) -> Iterator[Record]:
                 yield number, json_record(line)
 
 
+def _json_float(text: str) -> float | CsvText:
+    """A number of JSON; its text, which no dtype holds, where it would become infinity."""
+    number = float(text)
+    return number if math.isfinite(number) else CsvText(text)
+
+
 def json_record(line: bytes) -> "dict[str, Any] | DataError":
     """The cells of a line of JSON by column, or why it has none."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.decode("utf-8-sig"), parse_float=_json_float)
     except UnicodeDecodeError as error:
         return DataError("", got=f"byte 0x{line[error.start]:02x} at {error.start}", expected="UTF-8")
     # A number of more digits than Python reads is a ValueError of another kind.
@@ -215,7 +222,7 @@ def table_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: 
         ids=ids,
         labels=row_labels,
         pieces=pieces,
-        identity={"file_sha256": sha256, "columns": f"{', '.join(names)}, {key}"},
+        identity={"file_sha256": sha256, "columns": columns.identity(names)},
         data_sha256=sha256,
     )
 

@@ -115,6 +115,16 @@ def test_numbers_with_commas_are_a_row_of_a_model_of_numbers(infer: Infer) -> No
     assert "got 2 numbers, expected 3" in infer("1,2", code=2, model="table")
     assert "number 1: got 'x', expected a number" in infer("1,x,3", code=2, model="table")
     assert "an unknown kind of row" in infer("a sentence", code=2, model="table")
+    assert "number 2: got 1e+40, expected a number that float32 holds" in infer("1,2,1e40", code=2, model="table")
+
+
+def test_an_object_is_a_row_of_a_model_of_numbers_as_it_is_a_line_of_a_table(infer: Infer) -> None:
+    whole, named = '{"features": [1, 2, 3]}', '{"a": 4, "b": 5, "c": 6}'
+    assert labels(infer(whole, named, "--json", model="table")) == {whole: 6, named: 5}
+    assert labels(infer(named, "--json", "--columns", "c,b", "--columns", "a", model="table")) == {named: 5}
+    assert "got no JSON" in infer('{"features": [1, 2', code=2, model="table")
+    # Of a model of text it is a text.
+    assert labels(infer(whole, "--json")) == {whole: len(whole) % 10}
 
 
 def test_a_model_of_several_inputs_is_asked_with_json(infer: Infer) -> None:

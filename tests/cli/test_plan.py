@@ -208,6 +208,18 @@ def test_where_nothing_cheaper_will_do_the_reference_stands_for_itself(
     assert found["plan"]["fit"]["extra"]["guarantee"]["method"] == "identity"
 
 
+def test_a_plan_that_is_to_pass_nan_says_so_of_inputs_of_floats(
+    digits: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, expected in (([], "reject"), (["--non-finite", "pass"], "pass")):
+        (tensor,) = planned(capsys, digits, "--min-accuracy", "0.6", *options)["plan"]["inputs"]
+        assert (tensor["dtype"], tensor.get("non_finite", "reject")) == ("FP32", expected)
+    assert plan(made, "--min-accuracy", "0.6", "--non-finite", "drop") == 2
+    assert "plan --non-finite: got drop, expected reject or pass" in one_line(capsys)
+    assert plan(made, "--min-accuracy", "0.6", "--non-finite", "pass") == 2
+    assert "got members whose inputs nothing describes" in one_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -5,9 +6,9 @@ import pytest
 
 from orchestrator.errors import RepositoryError
 from orchestrator.repository.check import check
-from orchestrator.repository.index import plans_in
+from orchestrator.repository.index import plans_in, require_members
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
-from orchestrator.spec import CascadeSpec, Member
+from orchestrator.spec import CascadeSpec, Derived, DerivedTensor, Member
 from tests.repository.builders import add_member, render_output, snapshot, spec_of
 
 
@@ -84,6 +85,28 @@ def test_the_repository_itself_is_never_the_output(repository: Path, spec: Casca
     with pytest.raises(RepositoryError, match="in, around or at the repository"):
         render_output(repository, repository / where, cascades=[spec])
     assert snapshot(repository) == before
+
+
+def test_a_missing_model_is_called_what_it_is_and_such_models_are_offered(
+    repository: Path, spec: CascadeSpec
+) -> None:
+    maker = Derived(
+        name="away",
+        inputs={"x": "x"},
+        outputs=(DerivedTensor(name="made", dtype="INT64", dims=(-1,)),),
+        max_batch_size=1,
+    )
+    render(spec, repository)
+    with pytest.raises(RepositoryError) as caught:
+        require_members(dataclasses.replace(spec, derived=(maker,)), repository)
+    assert "deriving models missing from" in str(caught.value)
+    assert "members" not in str(caught.value)
+    away = spec.with_members(lambda one: dataclasses.replace(one, name=f"{one.name}_away"))
+    with pytest.raises(RepositoryError) as caught:
+        require_members(away, repository)
+    assert "members missing from" in str(caught.value)
+    assert spec.members[0].name in str(caught.value.expected)
+    assert spec.name not in str(caught.value.expected)
 
 
 def test_a_missing_member_leaves_no_folder_behind(repository: Path, spec: CascadeSpec, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_a_struct_that_is_null_is_a_row_that_is_null(job: Batching) -> None:
     job.parquet(image=pa.array([{"bytes": encoded(1)}, None, {"bytes": None}, {"bytes": encoded(2)}]))
     job.batch("in.parquet")
     assert job.answers()["label"] == [1, 2]
-    assert job.refused() == {1: "row: got null", 2: "row: got null"}
+    assert job.refused() == {n: f"{job.folder / 'in.parquet'} row {n}: got null" for n in (1, 2)}
 
 
 # -- which column is what ----------------------------------------------------------------------------
@@ -383,7 +383,7 @@ def test_files_of_a_folder_may_differ_in_types_and_in_columns(job: Batching) -> 
     write(job.folder / "data" / "3.parquet", id=pa.array([], pa.int64()), image=pa.array([], pa.binary()))
     job.batch("data", "out.parquet", "--keep-columns", "extra")
     assert job.answers("out.parquet")["id"] == [1, 2, 2**40]
-    assert job.refused() == {4: "row: got null"}
+    assert job.refused() == {4: f"{job.folder / 'data'} row 3: got null"}
     write(job.folder / "data" / "4.parquet", id=["x"], image=[encoded(1)])
     assert "do not go together" in job.batch("data", "no.npz", code=2)
     (job.folder / "data" / "4.parquet").write_bytes(b"PAR1")

@@ -147,6 +147,68 @@ def test_rows_that_are_no_records_are_refused_alone_beside_ids_and_labels(
     ]
 
 
+def missing_numbers(path: Path) -> Path:
+    """A table of three rows, of which the first lacks two of its numbers and the second none."""
+    if path.suffix == ".csv":
+        path.write_text("a,b,c\n,1, \n2,3,4\n5,x,\n")
+    else:
+        rows = [{"a": None, "b": 1.0, "c": None}, {"a": 2.0, "b": 3.0, "c": 4.0}, {"a": 5.0, "b": 6.0, "c": None}]
+        write(path, rows)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_missing_numbers_are_nan_where_that_is_asked_for_and_faults_of_their_rows_elsewhere(
+    tmp_path: Path, ending: str
+) -> None:
+    path = missing_numbers(tmp_path / f"in.{ending}")
+    assert values(path, NUMBERS) == [[2, 3, 4]]
+    refused = refusals(path, NUMBERS)
+    assert list(refused) == [0, 2]
+    assert f"in.{ending} row 0" in refused[0]
+    assert "see `missing_as_nan`" in refused[0]
+    asked = ColumnNames(missing_as_nan=True)
+    found = values(path, NUMBERS, columns=asked)
+    np.testing.assert_array_equal(found[:2], [[np.nan, 1, np.nan], [2, 3, 4]])
+    # Text is no missing number.
+    assert len(found) == (2 if ending == "csv" else 3)
+    whole = TensorInfo(name="features", dtype="INT32", shape=(-1, 3))
+    assert values(path, whole, columns=asked) == [[2, 3, 4]]
+    assert "missing_as_nan" not in refusals(path, whole)[0]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_missing_numbers_in_lists_are_nan_but_a_missing_list_is_none(tmp_path: Path, ending: str) -> None:
+    path = write(
+        tmp_path / f"in.{ending}", [{"features": row} for row in ([1.0, None, 3.0], None, [4.0, 5.0, 6.0])]
+    )
+    assert list(refusals(path, NUMBERS)) == [0, 1]
+    asked = ColumnNames(missing_as_nan=True)
+    np.testing.assert_array_equal(values(path, NUMBERS, columns=asked), [[1, np.nan, 3], [4, 5, 6]])
+    assert list(refusals(path, NUMBERS, columns=asked)) == [1]
+
+
+@pytest.mark.parametrize("number", ["1e39", "-1e39", "1e400", "1" + "0" * 400])
+@pytest.mark.filterwarnings("error")
+def test_a_number_that_the_dtype_does_not_hold_is_refused_and_infinity_is_not(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text(f"a,b,c\n1,2,3.4028235e38\n1,{number},3\ninf,-inf,nan\n")
+    refused = refusals(path, NUMBERS)
+    assert list(refused) == [1]
+    assert "expected a number that float32 holds" in refused[1]
+    path = tmp_path / "in.jsonl"
+    lines = "[1, 2, 3.4028235e38]", f"[1, {number}, 3]", "[Infinity, 2, 3]"
+    path.write_text("".join(f'{{"features": {line}}}\n' for line in lines))
+    assert list(refusals(path, NUMBERS)) == [1]
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"features": [[1.0, 2.0, 3.4e38], [1.0, 1e39, 3.0], [np.inf, 1.0, np.nan]]}), path)
+    assert "row 1: got a number that float32 does not hold" in refusals(path, NUMBERS)[1]
+    assert [block.ids.tolist() for block in blocks(path, NUMBERS)] == [[0, 2]]
+    whole = TensorInfo(name="features", dtype="INT8", shape=(-1, 2))
+    pq.write_table(pa.table({"features": [[1, 2], [1, 300]]}), path)
+    assert list(refusals(path, whole)) == [1]
+
+
 BAD_TEXT = [
     ("in.csv", b"text\ngood\n\xff\xfe\nfine\n", 1, "in.csv row 1 (line 3) text: got byte 0xff after 0 characters"),
     ("in.csv", b"text,b\ngood,1\nbad\nfine,2\n", 1, "row 1 (line 3): got 1 cells, expected 2"),
@@ -255,10 +317,10 @@ def test_parquet_text_that_is_no_utf_8_or_null_is_refused_by_row_and_other_types
         pa.string(), 3, [None, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xffb")]
     )
     pq.write_table(pa.table({"text": broken}), path)
-    assert "row text: got byte 0xff" in refusals(path, TEXT)[1]
+    assert "in.parquet row 1 text: got byte 0xff" in refusals(path, TEXT)[1]
     assert values(path, TEXT) == [[b"a"], [b"b"]]
     pq.write_table(pa.table({"text": ["a", None]}), path)
-    assert refusals(path, TEXT) == {1: "row text: got null, expected a value in every row"}
+    assert refusals(path, TEXT) == {1: f"{path} row 1 text: got null, expected a value in every row"}
     pq.write_table(pa.table({"text": [1]}), path)
     with pytest.raises(DataError, match="column text: got int64, expected text"):
         blocks(path, TEXT)
