@@ -1,19 +1,20 @@
 """Members that ONNX Runtime runs in this process; `ask` is the same as that of the network clients."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import InputError, MemberError, RepositoryError
+from orchestrator.errors import MemberError, RepositoryError
 from orchestrator.files import sha256_of_path
 from orchestrator.spec import Manifest, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.rows import AnyRows, Array, groups_of_one_shape, ready_rows, rows_at
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
+from orchestrator.spec.triton import ONNX_RUNTIME
 
 CPU = ("CPUExecutionProvider",)
 
@@ -29,12 +30,13 @@ class _Opened:
         """The member as a server would describe it."""
         manifest = self.manifest
         given = TensorInfo(name=manifest.output.name, dtype="FP32", shape=(-1, self.classes))
+        taken = (TensorInfo(name=t.name, dtype=t.dtype, shape=(-1, *t.dims)) for t in manifest.inputs)
         return ModelInfo(
             name=manifest.name,
-            platform="onnxruntime",
+            platform=ONNX_RUNTIME,
             versions=(manifest.file.partition("/")[0],),
             max_batch_size=manifest.max_batch_size,
-            inputs=tuple(TensorInfo(name=t.name, dtype=t.dtype, shape=(-1, *t.dims)) for t in manifest.inputs),
+            inputs=tuple(replace(one, is_c_string=one.is_text) for one in taken),
             outputs=(given,),
         )
 
@@ -69,7 +71,7 @@ class LocalMembers:
         member = self._member(name)
         ready = ready_rows(member.info, rows)
         texts = [tensor.name for tensor in member.info.inputs if tensor.is_text]
-        ready |= {text: _decoded(f"{text} of member {name}", ready[text]) for text in texts}
+        ready |= {text: _decoded(ready[text]) for text in texts}
         scores = np.empty((len(next(iter(ready.values()))), member.classes), np.float32)
         size = member.manifest.max_batch_size
         for places, group in groups_of_one_shape(ready):
@@ -178,9 +180,6 @@ def _run(member: _Opened, tensors: Mapping[str, Array]) -> npt.NDArray[np.float3
     return np.asarray(scores, np.float32)
 
 
-def _decoded(name: str, texts: Array) -> Array:
-    """Text as ONNX Runtime takes it; InputError for a row that is no UTF-8."""
-    try:
-        return np.array([text.decode() for text in texts.ravel()], object).reshape(texts.shape)
-    except UnicodeDecodeError as error:
-        raise InputError(f"input {name}", got=f"bytes that are no text ({error})", expected="UTF-8") from error
+def _decoded(texts: Array) -> Array:
+    """Text as ONNX Runtime takes it."""
+    return np.array([text.decode() for text in texts.ravel()], object).reshape(texts.shape)

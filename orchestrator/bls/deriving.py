@@ -5,7 +5,8 @@ its stage's time limit. A row whose tensor could not be made is one that the mem
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,9 @@ from orchestrator.bls.breaker import Breakers
 from orchestrator.bls.metrics import Counters
 from orchestrator.bls.pieces import BatchPieces, Gate, Owners, Refusal, StageCall
 from orchestrator.bls.rows import AnyRows, Rows, RowTensors, objects, over_last_bucket, unpadded
-from orchestrator.spec import CascadeSpec, Derived
+from orchestrator.spec import CascadeSpec, Derived, RowTensor
 from orchestrator.spec.derived import needed, ordered
+from orchestrator.spec.rows import c_string_fault
 
 # (model, names of its outputs, the rows, the tensors it reads by its names) -> its outputs
 Execute = Callable[[str, Sequence[str], RowTensors, dict[str, str]], list[Rows] | Refusal]
@@ -31,12 +33,20 @@ class Deriving:
         metrics: counts what fails.
         execute: makes one call.
         lock: guards what becomes of calls.
+        c_strings: tensors of text that ONNX Runtime reads.
     """
 
     def __init__(
-        self, spec: CascadeSpec, *, breakers: Breakers, metrics: Counters, execute: Execute, lock: threading.Lock
+        self,
+        spec: CascadeSpec,
+        *,
+        breakers: Breakers,
+        metrics: Counters,
+        execute: Execute,
+        lock: threading.Lock,
+        c_strings: Collection[str] = (),
     ) -> None:
-        self._spec = spec
+        self._spec, self._c_strings = spec, c_strings
         self._breakers, self._metrics, self._execute, self._lock = breakers, metrics, execute, lock
         self._models = ordered(spec.derived, (one.name for one in spec.inputs))[0]
         self._for_stage = [spec.derived_for(stage) for stage in range(len(spec.stages))]
@@ -97,11 +107,13 @@ class Deriving:
             if pieces is None:
                 return
             self._take(model, pieces, made, rows)
-            failed = pieces.failed | self._over_length(model, made, rows)
+            failed = pieces.failed | self._unfit(model, made, rows)
             self._note(place, part, failed, is_certain=not pieces.is_alive)
         if failed:
             self._metrics.underived(model.name, len(failed))
-        call.underived |= {int(rows[at]): refusal.under(model.name) for at, refusal in failed.items()}
+        for at, said in failed.items():
+            row = None if said.row is None else int(rows[said.row])
+            call.underived[int(rows[at])] = replace(said, row=row).under(model.name)
         call.rows = call.rows.with_columns(made)
 
     def _pieces(
@@ -140,23 +152,31 @@ class Deriving:
         failure = next((one.text for one in failed.values()), "")
         self._breakers.note(place, rows, output, failure=failure, is_certain=is_certain)
 
-    def _over_length(self, model: Derived, made: dict[str, Rows], rows: Any) -> dict[int, Refusal]:
-        """Why rows are too long for the buckets of what was made of them, by place; they are without it again."""
+    def _unfit(self, model: Derived, made: dict[str, Rows], rows: Any) -> dict[int, Refusal]:
+        """Why members could not read what was made of rows, by place; they are without it again."""
         found: dict[int, Refusal] = {}
         for tensor in model.outputs:
             for at, row in enumerate(made[tensor.name][rows]):
-                if row is not None and (text := over_last_bucket(tensor, row.shape)):
-                    found[at] = Refusal(f"{tensor.name}: {text}", is_of_rows=True)
+                if row is not None and (text := self._fault(tensor, row)):
+                    found[at] = Refusal(text, is_of_rows=True)
         for name in made if found else ():
             made[name][rows[list(found)]] = None
         return found
+
+    def _fault(self, tensor: RowTensor, row: Rows) -> str | None:
+        """What is wrong with a derived tensor of a row: too long for its buckets, or no text for a member."""
+        if text := over_last_bucket(tensor, row.shape):
+            return f"{tensor.name}: {text}"
+        texts = row.ravel().tolist() if tensor.name in self._c_strings else ()
+        return next((str(fault) for one in texts if (fault := c_string_fault(tensor.name, one))), None)
 
     def _ask_part(
         self, call: StageCall, model: Derived, rows: RowTensors, start: int, end: int
     ) -> list[Rows] | Refusal:
         if call.is_given_up:
             return Refusal("given up", is_final=True)
-        return self._ask(model, rows, start, end)
+        said = self._ask(model, rows, start, end)
+        return said.counted_from(start) if isinstance(said, Refusal) else said
 
     def _ask(self, model: Derived, rows: RowTensors, start: int, end: int) -> list[Rows] | Refusal:
         names = [one.source or one.name for one in model.outputs]

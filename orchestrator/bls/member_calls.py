@@ -8,7 +8,7 @@ the server's own, of which a cascade has 64; therefore `Breakers` counts such ca
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,6 +46,7 @@ class MemberCalls:
     versions: Mapping[str, int]
     may_ask_prefix: Callable[[], bool]  # whether the plan's fused prefix may be asked now
     in_process: InProcess  # members that are run here and not called
+    c_strings: Collection[str] = ()  # tensors of text that ONNX Runtime reads
 
     def __post_init__(self) -> None:
         self._cpu = self.pb.PreferredMemory(self.pb.TRITONSERVER_MEMORY_CPU, 0)
@@ -57,8 +58,7 @@ class MemberCalls:
         # By stage, the plan indices of its members.
         self._places = [[next(places) for _ in stage.members] for stage in self.spec.stages]
         self._logged_s: dict[str, float] = {}  # model name -> when its last error was logged
-        self._gates = [Gate() for _ in self._members]
-        self._prefix_gate = Gate()
+        self._gates, self._prefix_gate = [Gate() for _ in self._members], Gate()
         covered = () if self.spec.fused_prefix is None else self.spec.stages[: self.spec.fused_prefix.stages]
         self._prefix_outputs = [member.name for stage in covered for member in stage.members]
         self._lock = threading.Lock()  # guards what becomes of calls
@@ -70,9 +70,8 @@ class MemberCalls:
         self._reads = [self.spec.tensors_of(member) for member in self._members]
         self._tensors, self._buckets = self.spec.tensors, Buckets(self.spec)
         self._derives = [bool(self.spec.derived_for(stage)) for stage in range(len(self.spec.stages))]
-        self._deriving = Deriving(
-            self.spec, breakers=self._breakers, metrics=self.metrics, execute=self._execute, lock=self._lock
-        )
+        deriving = partial(Deriving, self.spec, execute=self._execute, c_strings=self.c_strings)
+        self._deriving = deriving(breakers=self._breakers, metrics=self.metrics, lock=self._lock)
 
     def ask(
         self,

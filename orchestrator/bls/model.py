@@ -50,7 +50,7 @@ from orchestrator.errors import SpecError
 from orchestrator.probe import DrainMark, draining_text
 from orchestrator.spec import CascadeSpec, cascade_from_path
 from orchestrator.spec.cascade import PLAN
-from orchestrator.spec.planned_models import verifies_hashes
+from orchestrator.spec.planned_models import c_strings_of, verifies_hashes
 
 # A deadline must leave stage 0 its usual time twice: once for the batch the request is in, once for whatever else
 # delays its answer. With 1 a standing queue is served just in time, and about half of it just too late.
@@ -92,7 +92,8 @@ class CascadeModel:
         # Before anything is started, because other members than planned keep the model from loading.
         watch.load()
         self.spec = spec
-        self._reader = RequestReader(pb, spec)
+        c_strings = c_strings_of(spec, watch.models)
+        self._reader = RequestReader(pb, spec, c_strings)
         run, pending = CascadeRun(spec), PendingRequests()
         self._responder = responder = Responder(pb, spec, pending)
         self._metrics = metrics = Counters(spec)
@@ -103,6 +104,7 @@ class CascadeModel:
             versions=watch.versions,
             may_ask_prefix=watch.may_ask_prefix,
             in_process=InProcess(spec, watch.models, metrics=metrics, log=pb.Logger.log_warn),
+            c_strings=c_strings,
         )
         self._pending = pending
         # Triton is the parent of the processes that its Python models run in.

@@ -18,9 +18,10 @@ INVALID_ARGUMENT. It hears UNAVAILABLE, which says to try again, where the membe
 """
 
 import queue
+import re
 import threading
 from _thread import LockType
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -30,6 +31,8 @@ import numpy.typing as npt
 
 from orchestrator.bls.rows import AnyRows, Rows
 
+# A row in a text of a deriving model, which counts the rows of its call.
+_NUMBERED = re.compile(r"\brow (\d{1,9}): ")
 # Gives int64 (n,), the request of each row, where the rows of a request fail together anyway.
 Owners = Callable[[], npt.NDArray[np.int64]]
 # The row under which an error of a whole batch stands.
@@ -49,10 +52,23 @@ class Refusal:
     is_final: bool = False
     is_absent: bool = False  # whether the server has no such model or version, or it is dead
     is_of_rows: bool = False  # whether the rows are at fault, and will be refused again
+    row: int | None = None  # which row the text numbers, as the call knew it, among those of whoever holds this
 
     def under(self, name: str) -> "Refusal":
         """The same, said of a model."""
         return replace(self, text=f"{name}: {self.text}")
+
+    def counted_from(self, start: int) -> "Refusal":
+        """The same, of a call about the rows from `start` on, whose text may number one."""
+        numbered = _NUMBERED.search(self.text)
+        return self if numbered is None else replace(self, row=start + int(numbered[1]))
+
+    def told(self, positions: Mapping[int, int]) -> str:
+        """The text for a client: a row has its number in the request, or none where it is another request's."""
+        if self.row is None:
+            return self.text
+        position = positions.get(self.row)
+        return _NUMBERED.sub("" if position is None else f"row {position}: ", self.text, count=1)
 
 
 # By member's plan index and row of the batch, why the member failed for that row.

@@ -4,7 +4,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from orchestrator.probe import LATE_WORDS
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.held_requests import number_of_held_requests
+from orchestrator.spec.rows import check_c_strings
 
 Columns = dict[str, Rows]
 INVALID, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
@@ -169,10 +170,16 @@ class PendingRequests:
 
 
 class RequestReader:
-    """Checks and reads requests; `pb_utils` is the server's Python module."""
+    """Checks and reads requests.
 
-    def __init__(self, pb_utils: Any, spec: CascadeSpec) -> None:
-        self._pb = pb_utils
+    Args:
+        pb_utils: the server's Python module.
+        spec: the cascade.
+        c_strings: inputs of text that ONNX Runtime reads.
+    """
+
+    def __init__(self, pb_utils: Any, spec: CascadeSpec, c_strings: Collection[str] = ()) -> None:
+        self._pb, self._c_strings = pb_utils, c_strings
         self._inputs = spec.inputs
         self._name = spec.inputs[0].name
         self._one = OneTensor(pb_utils, spec.input) if spec.has_one_tensor else None
@@ -265,6 +272,8 @@ class RequestReader:
             rows = checked_rows(tensor, spec)
             if spec.non_finite == "reject" and rows.dtype.kind == "f" and not np.isfinite(rows).all():
                 raise non_finite_fault(spec.name, rows)
+            if spec.name in self._c_strings:
+                check_c_strings(f"input {spec.name}", rows)
             columns[spec.name] = rows if spec.length_axis is None else objects(list(rows))
         counts = {name: len(column) for name, column in columns.items()}
         if len(set(counts.values())) > 1:
@@ -296,15 +305,19 @@ class Reply:
     code: str = ""
 
 
-def reason_of(spec: CascadeSpec, index: int, row: int, errors: Errors) -> tuple[str, str]:
+def reason_of(
+    spec: CascadeSpec, index: int, row: int, *, errors: Errors, positions: Mapping[int, int]
+) -> tuple[str, str]:
     """Why a row, among those a member was asked for, has no answer; and the error's code.
 
-    The member is the one of that index in plan order; -1 says that none had answered by the deadline.
+    The member is the one of that index in plan order; -1 says that none had answered by the deadline. `positions`
+    are those that rows without an answer have in the request.
     """
     if index < 0:
         return LATE, UNAVAILABLE
     if error := errors.get((index, row)) or errors.get((index, EVERY_ROW)):
-        return (error.text, INVALID) if error.is_of_rows else (f"{error.text}; try again", UNAVAILABLE)
+        text = error.told(positions)
+        return (text, INVALID) if error.is_of_rows else (f"{text}; try again", UNAVAILABLE)
     member = spec.members[index]
     stage = next(number for number, part in enumerate(spec.stages) if member in part.members)
     return f"stage {stage} member {member.name}: output holds NaN, infinity or no finite class score", UNAVAILABLE

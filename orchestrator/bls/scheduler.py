@@ -317,7 +317,10 @@ class Scheduler:
         replies = []
         tokens, places = np.unique(failures.request, return_index=True)
         for token, place in zip(tokens.tolist(), places.tolist(), strict=True):
-            message, code = reason_of(self._spec, int(failures.member[place]), int(failures.row[place]), errors)
+            own = failures[failures.request == token]
+            positions = dict(zip(own.row.tolist(), own.position.tolist(), strict=True))
+            member, row = int(failures.member[place]), int(failures.row[place])
+            message, code = reason_of(self._spec, member, row, errors=errors, positions=positions)
             # One row without an answer is the end of its request, so its other rows are not worth asking about.
             replies += self._give_up([token], message, code)
         return replies

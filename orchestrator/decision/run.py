@@ -65,6 +65,7 @@ class FailedRows(RowColumns):
 
     row: Index  # (n,), as in `AnsweredRows`
     request: I64  # (n,)
+    position: I64  # (n,), as in `Arrivals`
     member: I32  # (n,), plan index of the member that failed, -1 where no member had answered by the deadline
 
 
@@ -84,7 +85,7 @@ class StageOutcome:
 # Arrays of one value, because numpy takes twice as long with a scalar.
 _ASKED, _WAITING = np.array([ASKED], np.int8), np.array([WAITING], np.int8)
 _NONE = np.zeros(0, np.intp)
-_NO_FAILURES = FailedRows(_NONE, np.zeros(0, np.int64), np.zeros(0, np.int32))
+_NO_FAILURES = FailedRows(_NONE, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32))
 
 
 class CascadeRun:
@@ -295,7 +296,8 @@ class CascadeRun:
         state.cost[is_asked] += self._costs[self._stage[slots[is_asked]]]
         has_answer = state.accumulator.weight > 0
         lost = np.flatnonzero(~has_answer)
-        failures = FailedRows(slots[lost], state.arrival.request[lost], np.full(len(lost), -1, np.int32))
+        arrival, member = state.arrival[lost], np.full(len(lost), -1, np.int32)
+        failures = FailedRows(slots[lost], arrival.request, arrival.position, member)
         answer = self._evaluator.answer(state.accumulator)
         answers = _answered(state, answer, row=slots, done=np.flatnonzero(has_answer))
         self._drop_slots(slots)
@@ -332,7 +334,8 @@ class CascadeRun:
         else:
             state.answer_stage[~failures.no_answer] = stage
             lost, counts = dead.nonzero()[0], failures.counts
-            failed_rows = FailedRows(row[lost], state.arrival.request[lost], failures.member[lost])
+            arrival = state.arrival[lost]
+            failed_rows = FailedRows(row[lost], arrival.request, arrival.position, failures.member[lost])
         gone = len(done) + len(lost)
         on: Index = _NONE
         if gone < len(row):

@@ -90,7 +90,11 @@ class RecordingPool:
     @property
     def _read(self) -> dict[str, TensorInfo]:
         """What the members read, by name."""
-        return {tensor.name: tensor for info in self.infos.values() for tensor in info.inputs}
+        read: dict[str, TensorInfo] = {}
+        for tensor in (tensor for info in self.infos.values() for tensor in info.inputs):
+            # The strictest reader decides which text can be read.
+            read[tensor.name] = max(tensor, read.get(tensor.name, tensor), key=lambda one: one.is_c_string)
+        return read
 
     @property
     def info(self) -> ModelInfo:
@@ -98,7 +102,10 @@ class RecordingPool:
         first = next(iter(self.infos.values()))
         kinds = {tuple(map(_kind, info.inputs)) for info in self.infos.values()}
         if len(kinds) == 1 and len(first.inputs) == 1 and not self.derivers:
-            return first
+            is_c_string = any(tensor.is_c_string for tensor in self._read.values())
+            return dataclasses.replace(
+                first, inputs=(dataclasses.replace(first.inputs[0], is_c_string=is_c_string),)
+            )
         _, inputs = ordered_derivers(self._read, self.derivers)
         return dataclasses.replace(first, name=", ".join(self.names), inputs=tuple(inputs.values()))
 

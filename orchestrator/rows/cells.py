@@ -10,7 +10,7 @@ import numpy as np
 
 from orchestrator.errors import DataError, shown
 from orchestrator.rows.blocks import ColumnNames, RefusedRow, RowBlock, Rows
-from orchestrator.spec.rows import AnyRows, numpy_dtype, stacked
+from orchestrator.spec.rows import AnyRows, c_string_fault, numpy_dtype, stacked
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
 # Names of columns with text and with rows that are looked for where the caller names none.
@@ -35,6 +35,7 @@ class RowForm:
     dtype: np.dtype[Any]
     dims: tuple[int, ...]
     missing_is_nan: bool = False
+    is_c_string: bool = False  # as in `TensorInfo`
 
     @property
     def values(self) -> int:
@@ -66,7 +67,10 @@ class TensorColumns:
             if cell is None:
                 raise DataError(name, got="null", expected="a value in every row", fix=_missing_fix(self.form))
         if self.form.is_text:
-            return np.array([_text(self.columns[0], cells[0])], object)
+            text = _text(self.columns[0], cells[0])
+            if self.form.is_c_string and (fault := c_string_fault(self.columns[0], text)):
+                raise DataError(fault.what, got=fault.got, expected=fault.expected)
+            return np.array([text], object)
         if isinstance(cells[0], list):
             return _listed(self.columns[0], cells[0], self.form)
         numbers = [_number(name, cell, self.form) for name, cell in zip(self.columns, cells, strict=True)]
@@ -87,7 +91,9 @@ def form_of(tensor: TensorInfo, model: str, columns: ColumnNames) -> RowForm:
     """The form of a tensor's rows in a table; InputError where numpy has no such dtype."""
     dtype = numpy_dtype(tensor, f"input {tensor.name} of model {model}")
     missing_is_nan = columns.missing_as_nan and dtype.kind == "f"
-    return RowForm(dtype=dtype, dims=tensor.shape[1:], missing_is_nan=missing_is_nan)
+    return RowForm(
+        dtype=dtype, dims=tensor.shape[1:], missing_is_nan=missing_is_nan, is_c_string=tensor.is_c_string
+    )
 
 
 def tensor_columns(

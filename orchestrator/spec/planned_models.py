@@ -4,7 +4,7 @@ The runtime checks this inside the server and `committee serve` outside of it, s
 readiness is handed in. Gigabytes are hashed at load, and again only when a file's times, size or inode change.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -78,6 +78,14 @@ class PlannedModel:
         """The model file of the version to ask, which has the planned hash; None where files are not compared."""
         is_known = self.is_verified and self.version is not None
         return self._folder / str(self.version) / next(iter(self._expected)) if is_known else None
+
+    @property
+    def runs_onnx(self) -> bool:
+        """Whether ONNX Runtime reads its inputs, as far as its folder is seen and tells."""
+        if (_exported_files(self._folder)[0] or "").endswith(".onnx"):
+            return True
+        folders = [self._folder / str(version) for version in versions_in(self._folder)]
+        return any([*folder.glob("*.onnx")] and not (folder / "model.py").exists() for folder in folders)
 
     def fault(self, ready: Ready | None = None, *, tick: Tick | None = None) -> str | None:
         """What differs from the plan now; None where nothing does, and `version` is then the one to ask.
@@ -175,6 +183,14 @@ def planned_models(spec: CascadeSpec, repository: Path, *, verify_files: bool = 
         PlannedModel(one, repository, verify_files=verify_files, may_fail=one.name in optional)
         for one in spec.planned
     )
+
+
+def c_strings_of(spec: CascadeSpec, models: Sequence[PlannedModel]) -> frozenset[str]:
+    """The cascade's tensors of text that ONNX Runtime reads; models of `planned_models`."""
+    pairs = zip(spec.planned, models, strict=False)
+    readers = [one for one, model in pairs if not isinstance(one, FusedPrefix) and model.runs_onnx]
+    read = {name for one in readers for name in spec.tensors_of(one).values()}
+    return frozenset(name for name in read if spec.tensors[name].is_text)
 
 
 def data_files_of(data_files: Mapping[str, str]) -> dict[str, str]:

@@ -52,6 +52,8 @@ def _ready(info: ModelInfo, tensor: TensorInfo, rows: Any) -> Array:
         array = text_rows(what, rows)
         if array.ndim == 1 and tensor.shape[1:] in ((1,), (-1,)):
             array = array[:, None]
+        if tensor.is_c_string:
+            check_c_strings(what, array)
     else:
         array = stacked([np.asarray(row) for row in rows]) if isinstance(rows, (list, tuple)) else np.asarray(rows)
         if is_ragged(array):
@@ -149,6 +151,32 @@ def text_rows(what: str, rows: Any) -> Array:
             row = index * shape[0] // len(values)
             raise InputError(f"{what} row {row}", got=got, expected="text") from error
     return array.reshape(shape)
+
+
+def c_string_fault(name: str, text: object) -> InputError | None:
+    """Why ONNX Runtime would not read a text as it is; None where it does. `name` says which text.
+
+    Triton's backend hands texts on as C strings: it would read one up to its first zero, and say nothing.
+    """
+    expected = "UTF-8 without zeros"
+    if not isinstance(text, bytes):
+        return InputError(name, got=type(text).__name__, expected=expected)
+    if (zero := text.find(0)) >= 0:
+        fix = "take it out: what follows a zero would not be read"
+        return InputError(name, got=f"a zero byte (NUL) at {zero}", expected=expected, fix=fix)
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        got = f"byte 0x{text[error.start]:02x} at {error.start}, which is not UTF-8"
+        return InputError(name, got=got, expected=expected, fix="send text in UTF-8")
+    return None
+
+
+def check_c_strings(name: str, texts: Array) -> None:
+    """Raises InputError, with the row, where ONNX Runtime would not read one of the texts (n, ...) as it is."""
+    for place, text in enumerate(texts.ravel().tolist()):
+        if fault := c_string_fault(f"{name} row {place * len(texts) // texts.size}", text):
+            raise fault
 
 
 def rows_at(rows: AnyRows, where: Any) -> Any:

@@ -1,5 +1,6 @@
 """A model as a server describes it: which rows fit, how they are split into requests, which outputs to ask for."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 from orchestrator.errors import InputError, ServerFaultError
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.output_kind import OUTPUT_KINDS, PARAMETER, SCORE_DTYPES
-from orchestrator.spec.triton import stated_instances
+from orchestrator.spec.triton import ONNX_RUNTIME, backend_of, stated_instances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    is_c_string: bool = False  # whether ONNX Runtime reads its text, which is UTF-8 without zeros then
 
     @property
     def is_text(self) -> bool:
@@ -73,7 +75,9 @@ def model_from_json(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> M
     try:
         # A request need not have them.
         optional = {str(one["name"]) for one in config.get("input", ()) if one.get("optional")}
-        inputs = map(_tensor, metadata.get("inputs", ()))
+        inputs = [_tensor(one) for one in metadata.get("inputs", ())]
+        if backend_of(str(config.get("backend", "")), str(metadata.get("platform", ""))) == ONNX_RUNTIME:
+            inputs = [dataclasses.replace(one, is_c_string=one.is_text) for one in inputs]
         return ModelInfo(
             name=name,
             platform=str(metadata.get("platform", "")),

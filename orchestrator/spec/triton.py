@@ -58,8 +58,9 @@ RELEASES = {name: version for version, names in _ONNXRUNTIME.items() for name in
 
 # File that a backend loads unless the configuration names another -> Triton backend, in the order in which Triton
 # looks for them where the configuration names no backend.
+ONNX_RUNTIME = "onnxruntime"
 BACKEND_OF_FILE = {
-    "model.onnx": "onnxruntime",
+    "model.onnx": ONNX_RUNTIME,
     "model.plan": "tensorrt",
     "model.pt": "pytorch",
     "model.py": "python",
@@ -71,7 +72,7 @@ BACKEND_OF_FILE = {
 ENSEMBLE = "ensemble"  # who runs Triton's own pipelines
 # What older configurations name instead of a backend -> Triton backend
 _BACKEND_OF_PLATFORM = {
-    "onnxruntime_onnx": "onnxruntime",
+    "onnxruntime_onnx": ONNX_RUNTIME,
     "tensorrt_plan": "tensorrt",
     "pytorch_libtorch": "pytorch",
     "tensorflow_savedmodel": "tensorflow",

@@ -29,7 +29,7 @@ def record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Record:
 
 
 def test_texts_of_a_table_are_recorded_with_ids_and_labels(tmp_path: Path, record: Record) -> None:
-    texts = [*GOOD, "", "other\0thing", "bad"]
+    texts = [*GOOD, "", "other thing", "bad"]
     with (tmp_path / "in.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["key", "review", "mood"])
@@ -55,6 +55,18 @@ def test_a_bad_row_stops_the_recording_with_its_place_or_is_left_out(tmp_path: P
     assert records.ids.tolist() == [0, 2]
     assert records.labels is not None
     assert records.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("odd", ["good\0", "go\0od", "\0"])
+def test_a_text_with_a_zero_cannot_be_read_for_an_onnx_member(tmp_path: Path, record: Record, odd: str) -> None:
+    lines = [json.dumps({"text": text, "label": 1}) for text in ("good", odd)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    said = record("words", "--data", tmp_path / "in.jsonl", code=2)
+    assert f"in.jsonl row 1 (line 2) text: got a zero byte (NUL) at {odd.index(chr(0))}, expected UTF-8" in said
+    record("words", "--data", tmp_path / "in.jsonl", "--skip-bad", "--restart")
+    assert records_from_path(tmp_path / "out.npz").ids.tolist() == [0]
+    with pytest.raises(InputError, match="row 1: got a zero byte"):
+        LocalMembers(tmp_path, ["words"]).ask("words", ["good", odd])
 
 
 def test_columns_of_numbers_are_recorded(tmp_path: Path, record: Record) -> None:
@@ -104,7 +116,9 @@ def test_a_local_member_takes_texts_in_any_form(tmp_path: Path) -> None:
     members = LocalMembers(tmp_path, ["words"])
     for rows in (["good", "no"], np.array(["good", "no"]), np.array([[b"good"], [b"no"]], object)):
         assert members.ask("words", rows).argmax(axis=1).tolist() == [1, 0]
-    with pytest.raises(InputError, match="input text of member words: got bytes that are no text"):
+    with pytest.raises(
+        InputError, match="input text of model words row 0: got byte 0xff at 0, which is not UTF-8"
+    ):
         members.ask("words", [b"\xff"])
 
 

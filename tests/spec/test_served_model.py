@@ -132,3 +132,14 @@ def test_a_configuration_that_names_a_kind_of_scores_that_there_is_not_is_refuse
     found = model_from_json({"name": "m"}, {"parameters": {"output_kind": {"string_value": "logits"}}})
     assert found.output_kind == "logits"
     assert model_from_json({"name": "m"}, {"parameters": {"other": {"string_value": "1"}}}).output_kind is None
+
+
+@pytest.mark.parametrize(
+    ("platform", "backend", "expected"),
+    [("onnxruntime_onnx", "", True), ("", "onnxruntime", True), ("python", "", False), ("ensemble", "", False)],
+)
+def test_text_of_a_model_that_onnx_runtime_reads_is_known(platform: str, backend: str, expected: bool) -> None:
+    inputs = [tensor("t", -1, 1, datatype="BYTES"), tensor("x", -1, 1)]
+    metadata = {"name": "m", "versions": ["1"], "platform": platform, "inputs": inputs, "outputs": []}
+    found = model_from_json(metadata, {"max_batch_size": 8, "backend": backend})
+    assert [one.is_c_string for one in found.inputs] == [expected, False]
