@@ -30,7 +30,7 @@ from orchestrator.errors import ClientError, DataError, RefusedError, TimeLimitE
 from orchestrator.files import replaced_file
 from orchestrator.progress import Advance, Progress, no_progress
 from orchestrator.repository.index import picture_reader
-from orchestrator.rows.blocks import ColumnNames, RefusedRow, RowBlock, StoredRows
+from orchestrator.rows.blocks import ColumnNames, RefusedRow, RowBlock, StoredRows, without_odd_texts
 from orchestrator.rows.npz import archive_writer
 from orchestrator.rows.opening import stored_rows
 from orchestrator.spec.answer import ANSWER_COLUMNS
@@ -332,7 +332,8 @@ async def run_batch(job: BatchJob, *, progress: Progress = no_progress) -> Batch
         # Judged by the plan's own thresholds: a job must not get other answers for the load that it makes itself.
         policy = Policy(gear=0) if info.has_stages else None
         try:
-            blocks = rows.blocks(job.request_rows)
+            read = rows.blocks(job.request_rows)
+            blocks = (without_odd_texts(one, info.inputs, only=info.inputs[0].name) for one in read)
             outcomes = block_outcomes(client, job.model, blocks, in_flight=job.in_flight, policy=policy)
             with progress(f"asking {job.model}", rows.total) as advance:
                 await _write(job, outcomes, count=count, advance=advance)

@@ -24,7 +24,7 @@ from orchestrator.recording.scores import (
     with_scores,
 )
 from orchestrator.repository.index import class_names_by_member, common_names, readable_config, served_version
-from orchestrator.rows.blocks import RowBlock
+from orchestrator.rows.blocks import RowBlock, without_odd_texts
 from orchestrator.spec import Manifest, Preprocess, RowLength, manifest_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.output_kind import EXCLUSIVE
@@ -110,11 +110,11 @@ class RecordingPool:
         return dataclasses.replace(first, name=", ".join(self.names), inputs=tuple(inputs.values()))
 
     def completed(self, block: RowBlock) -> RowBlock:
-        """The rows with the tensors that models make; rows of which one makes none are refused."""
+        """The rows with the tensors that models make; refused are rows of which one makes none, or of odd text."""
         derivers, _ = ordered_derivers(self._read, self.derivers)
         for one in derivers[::-1]:
             block = one.completed(block, self.info.inputs[0].name)
-        return block
+        return without_odd_texts(block, tuple(self._read.values()), only=self.info.inputs[0].name)
 
     def scores(self, name: str, rows: AnyRows) -> npt.NDArray[np.float32]:
         """Scores of a member, float32 (n, k), from rows that have the inputs of all."""

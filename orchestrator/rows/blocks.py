@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, InputError, first_few
 from orchestrator.files import irregular_kind
-from orchestrator.spec.rows import AnyRows, ready_rows, rows_at
-from orchestrator.spec.served_model import ModelInfo
+from orchestrator.spec.rows import AnyRows, c_string_fault, ready_rows, rows_at, text_rows
+from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
 Rows = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -234,6 +234,22 @@ def check_rows_of(source: str, info: ModelInfo, rows: AnyRows) -> None:
     except InputError as error:
         what = f"{source} {error.what}"
         raise InputError(what, got=error.got, expected=error.expected, fix=error.fix) from error
+
+
+def without_odd_texts(block: RowBlock, inputs: Sequence[TensorInfo], *, only: str) -> RowBlock:
+    """Refuses rows whose texts ONNX Runtime would not read as they are; `only` names rows that are one tensor."""
+    rows = block.rows if isinstance(block.rows, Mapping) else {only: block.rows}
+    faults: dict[int, str] = {}
+    for name in [one.name for one in inputs if one.is_c_string and len(block.ids)]:
+        for place, text in enumerate(text_rows(name, rows[name]).ravel().tolist()):
+            if fault := c_string_fault(name, text):
+                faults.setdefault(place, str(fault))
+    if not faults:
+        return block
+    bad = np.array(sorted(faults))
+    refused = [RefusedRow(id=block.ids[place].item(), reason=faults[place]) for place in bad.tolist()]
+    kept = block.picked(np.setdiff1d(np.arange(len(block.ids)), bad))
+    return replace(kept, refused=(*block.refused, *refused))
 
 
 def check_ids(what: str, ids: Rows, rows: int) -> None:

@@ -14,8 +14,13 @@ TEXTS = ["", "a", 'with "quotes", and\nlines', "\N{GRINNING FACE}", "z" * 25]
 @pytest.fixture
 def job(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with batching_in(tmp_path, capsys) as job:
-        job.fake.models = [*job.fake.models, text_cascade(max_batch_size=2), features(), several()]
+        job.fake.models = [*job.fake.models, text_cascade(max_batch_size=2), features(), several(), plain()]
         yield job
+
+
+def plain() -> FakeModel:
+    """The cascade of texts as if ONNX Runtime ran it."""
+    return text_cascade("plain", platform="onnxruntime_onnx")
 
 
 def features() -> FakeModel:
@@ -72,6 +77,19 @@ def test_texts_of_an_archive_are_rows(job: Batching) -> None:
     job.save("in.npz", text=np.array(TEXTS))
     job.batch("in.npz", "out.npz", model="reviews")
     assert job.answers()["label"] == [len(text.encode()) % 10 for text in TEXTS]
+
+
+@pytest.mark.parametrize("name", ["in.npz", "in.parquet"])
+def test_a_text_that_onnx_runtime_would_cut_is_refused_beside_its_neighbours(job: Batching, name: str) -> None:
+    texts = ["one", "tw\0o", "three"]
+    job.save("in.npz", text=np.array(texts))
+    job.parquet(text=texts)
+    assert "2 of 3 rows answered, 1 refused" in job.batch(name, "out.npz", model="plain")
+    assert job.answers()["id"] == [0, 2]
+    assert "text: got a zero byte (NUL) at 2" in job.refused()[1]
+    # Other models get it.
+    job.batch(name, "all.npz", model="reviews")
+    assert job.answers("all.npz")["id"] == [0, 1, 2]
 
 
 def test_rows_of_several_tensors_and_of_any_length_are_answered_in_order(job: Batching) -> None:

@@ -63,6 +63,12 @@ def test_a_text_with_a_zero_cannot_be_read_for_an_onnx_member(tmp_path: Path, re
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     said = record("words", "--data", tmp_path / "in.jsonl", code=2)
     assert f"in.jsonl row 1 (line 2) text: got a zero byte (NUL) at {odd.index(chr(0))}, expected UTF-8" in said
+    np.savez(tmp_path / "in.npz", text=np.array(["good", f"{odd}."]))
+    assert "row 1 that cannot be read (text: got a zero byte" in record(
+        "words", "--data", tmp_path / "in.npz", code=2
+    )
+    record("words", "--data", tmp_path / "in.npz", "--skip-bad", "--restart")
+    assert records_from_path(tmp_path / "out.npz").ids.tolist() == [0]
     record("words", "--data", tmp_path / "in.jsonl", "--skip-bad", "--restart")
     assert records_from_path(tmp_path / "out.npz").ids.tolist() == [0]
     with pytest.raises(InputError, match="row 1: got a zero byte"):
