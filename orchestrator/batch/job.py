@@ -304,6 +304,7 @@ class BatchCount:
     Args:
         first_reason: why the first refused row has no answer.
         note: what the user should know about how the model's scores were read.
+        notes: the same about the rows.
     """
 
     total: int = 0
@@ -311,6 +312,7 @@ class BatchCount:
     refused: int = 0
     first_reason: str = ""
     note: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 async def run_batch(job: BatchJob, *, progress: Progress = no_progress) -> BatchCount:
@@ -328,7 +330,7 @@ async def run_batch(job: BatchJob, *, progress: Progress = no_progress) -> Batch
         reader = picture_reader(job.repository, info)
         rows = stored_rows(job.source, info, columns=job.columns, read_picture=reader)
         check_kept(rows, job.output)
-        count = BatchCount(total=rows.total)
+        count = BatchCount(total=rows.total, notes=rows.notes)
         # Judged by the plan's own thresholds: a job must not get other answers for the load that it makes itself.
         policy = Policy(gear=0) if info.has_stages else None
         try:

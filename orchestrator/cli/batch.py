@@ -23,6 +23,7 @@ from orchestrator.cli.console import (
     progress,
     stdout_console,
 )
+from orchestrator.commandline import with_options
 from orchestrator.errors import DataError
 from orchestrator.rows.blocks import ColumnNames
 
@@ -106,8 +107,8 @@ def _report(job: BatchJob, count: BatchCount, *, seconds: float, as_json: bool) 
     side = refused_path(job.output)
     if not count.answered:
         raise DataError(f"{job.source}", got=f"no row answered, {side} says why; the first: {count.first_reason}")
-    if count.note is not None:
-        typer.echo(f"note: {count.note}", err=True)
+    for note in (*map(with_options, count.notes), *filter(None, [count.note])):
+        typer.echo(f"note: {note}", err=True)
     if as_json:
         summary = {"output": str(job.output), "rows": count.total, "answered": count.answered}
         summary |= {"refused": count.refused, "refused_file": str(side) if count.refused else None}

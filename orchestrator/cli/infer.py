@@ -29,6 +29,7 @@ from orchestrator.cli.console import (
 from orchestrator.client import connect
 from orchestrator.client.answers import ServedAnswers, parameters_from_policy, status_words
 from orchestrator.client.sync import SyncClient
+from orchestrator.commandline import with_options
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
 from orchestrator.planner.replay import StageExplanation, explain_rows
@@ -123,6 +124,8 @@ def infer(
             typer.echo(f"note: {info.name} has no stages and ignores {', '.join(ignored)}", err=True)
         named = ColumnNames(text=text, columns=listed_names(columns), missing_as_nan=missing_as_nan)
         rows = named_rows(sources, info, read_picture=picture_reader(repository, info), columns=named)
+        for said in dict.fromkeys(note for row in rows for note in row.notes):
+            typer.echo(f"note: {with_options(said)}", err=True)
         with progress(f"asking {model}", len(rows)) as advance:
             asked = []
             for row in rows:

@@ -21,7 +21,7 @@ from orchestrator.planner.candidates import MOST_MEMBERS
 from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.intervals import check_above_chance, notes_on_records
 from orchestrator.planner.plan import FrontierPoint, Infeasible, PlanResult, plan_from_records
-from orchestrator.planner.records import Records, records_from_path
+from orchestrator.planner.records import NON_FINITE, Records, records_from_path
 from orchestrator.repository.files import write_all
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, Gear, Gears, json_from_cascade
 from orchestrator.spec.cascade import MEMBER_TIMEOUT_MS, UNKNOWN_INPUT
@@ -173,7 +173,7 @@ def plan(
     inputs = _inputs(pool.spec, non_finite)
     base = dataclasses.replace(pool.spec, header_pattern=header_pattern, limits=limits, inputs=inputs)
     base, pricing, on_clock = clock.applied(base, budget=max_mean_cost)
-    notes = [*pool.notes, *on_clock]
+    notes = [*pool.notes, *_notes_on_missing(base, records), *on_clock]
     budget = _budget(base, max_mean_cost, max_mean_cost_share)
     options = SearchOptions(
         combines=_words("--combine", combine, COMBINES),
@@ -194,7 +194,7 @@ def plan(
         )
         write_plan(output, spec)
         show_imposed(spec, output=output, as_json=as_json)
-        echo_notes(pool.notes)
+        echo_notes(notes)
         return
     goal = Goal(
         min_accuracy=min_accuracy,
@@ -240,6 +240,15 @@ def _inputs(spec: CascadeSpec, non_finite: str) -> tuple[InputSpec, ...]:
     return tuple(
         dataclasses.replace(one, non_finite=non_finite) if "FP" in one.dtype else one for one in spec.inputs
     )
+
+
+def _notes_on_missing(spec: CascadeSpec, records: Records) -> list[str]:
+    """A note where members were asked about rows that the cascade refuses."""
+    count = records.meta.get(NON_FINITE, 0)
+    if not count or not any("FP" in one.dtype and one.non_finite == "reject" for one in spec.inputs):
+        return []
+    text = "which the cascade refuses although the plan counts them; --non-finite pass takes them"
+    return [f"the members were recorded over {count} rows with NaN or infinity, {text}"]
 
 
 def _check_no_goal(options: Sequence[object], *, report: Path | None) -> None:

@@ -32,8 +32,10 @@ SMALL, OUTPUTS, COST = ("ids", "labels", "meta"), "outputs/", "cost/"
 # Keys of `meta` that are worked with, and what they hold; null is as good as missing.
 _KINDS = {
     **dict.fromkeys(("members", "recorded_with", "skipped", "part"), dict),
-    "skipped_rows": int, "joined_rows": list, "class_names": list, "labels_by": str,
+    "skipped_rows": int, "non_finite_rows": int, "joined_rows": list, "class_names": list, "labels_by": str,
 }  # fmt: skip
+# In the meta: how many of the rows that members were asked about hold NaN or infinity.
+NON_FINITE = "non_finite_rows"
 # Key of a member's entry in `meta`, beside a cost that is a mean over rows of varying length: their mean length.
 MEAN_LENGTH = "mean_length"
 # Rows that were left out and are named one by one in `meta`; there may be a million.

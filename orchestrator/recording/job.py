@@ -9,7 +9,7 @@ import itertools
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import CommitteeError, DataError, DiskError, SpecError, first_few, interrupted_from
 from orchestrator.files import nearest_existing
-from orchestrator.planner.records import Records, RecordsFile, unusable_rows, write_records_in_parts
+from orchestrator.planner.records import NON_FINITE, Records, RecordsFile, unusable_rows, write_records_in_parts
 from orchestrator.progress import Advance, Progress, no_progress
 from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.recording.scores import check_piece, evidence_of
@@ -137,7 +137,21 @@ def _answered(task: RecordingTask, piece: RowPiece) -> RecordedPiece:
         skipped=skipped,
         digests=tuple(itertools.compress(loaded.digests, good)),
         lengths={name: lengths[good] for name, lengths in task.pool.row_lengths(loaded.rows).items()},
+        non_finite=int(_non_finite(loaded)[good].sum()),
     )
+
+
+def _non_finite(loaded: RowBlock) -> npt.NDArray[np.bool_]:
+    """Which rows (n,) hold NaN or infinity."""
+    found = np.zeros(len(loaded.ids), np.bool_)
+    for tensor in loaded.rows.values() if isinstance(loaded.rows, Mapping) else (loaded.rows,):
+        array = np.asarray(tensor)
+        if array.dtype.kind == "f" and len(array):
+            found |= ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        elif array.dtype == object:
+            parts = (np.asarray(row) for row in array)
+            found |= [row.dtype.kind == "f" and not np.isfinite(row).all() for row in parts]
+    return found
 
 
 def _labelled(task: RecordingTask, loaded: RowBlock) -> tuple[RowBlock, dict[int, str]]:
@@ -310,7 +324,7 @@ def _header(task: RecordingTask, options: RecordOptions) -> dict[str, Any]:
     """What a resumed run and the one it resumes have in common."""
     source, pool, labels = task.source, task.pool, task.source.labels.numbers
     return {
-        "format": 2,
+        "format": 3,
         "data": options.data,
         "data_identity": source.identity,
         "labels": None if labels is None else sha256_of_array(labels),
@@ -381,6 +395,8 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions) -> di
             about["input"]["dims"] = list(np.shape(cast(Any, first))[1:])
     if options.limit is not None:
         meta["limit"] = options.limit
+    if count := shards.non_finite():
+        meta[NON_FINITE] = count
     cost = costs_of_rows(pool, {name: shards.lengths(name) for name in pool.lengths}, meta)
     file = RecordsFile(path=output, ids=ids, labels=labels, classes=pool.classes, cost=cost, meta=meta)
     write_records_in_parts(file, {name: shards.outputs(name) for name in pool.names})

@@ -19,6 +19,7 @@ from orchestrator.errors import DataError, first_few
 from orchestrator.planner.dataset_split import JOINED, kept_origin
 from orchestrator.planner.records import (
     MEAN_LENGTH,
+    NON_FINITE,
     OUTPUTS,
     SKIPPED_LISTED,
     RecordsFile,
@@ -293,6 +294,9 @@ def joined_meta(
         joined["members"] = _members(files)
     if any("recorded_with" in meta for meta in metas):
         joined["recorded_with"] = _agreed([meta.get("recorded_with") or {} for meta in metas])
+    if count := max(meta.get(NON_FINITE, 0) for meta in metas):
+        # At least: which rows these were is not recorded.
+        joined[NON_FINITE] = count
     joined |= _skipped(metas, kept=kept, left_out=left_out)
     origins = _distinct({"data_sha256": meta.get("data_sha256"), **kept_origin(meta)} for meta in metas)
     if len(origins) > 1:

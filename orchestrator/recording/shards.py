@@ -50,6 +50,7 @@ class RecordedPiece:
         skipped: position -> why it has none.
         digests: of the kept rows, where the source is hashed while it is read.
         lengths: member name -> int64 (n,), how long the kept rows are, for members whose cost depends on it.
+        non_finite: how many of the kept rows hold NaN or infinity.
     """
 
     first: int
@@ -59,6 +60,7 @@ class RecordedPiece:
     skipped: Mapping[int, str] = field(default_factory=dict)
     digests: tuple[bytes, ...] = ()
     lengths: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    non_finite: int = 0
 
 
 class Shards:
@@ -111,6 +113,7 @@ class Shards:
                 for name in pieces[0].lengths:
                     lengths = np.concatenate([piece.lengths[name] for piece in pieces])
                     writer.add(f"{LENGTHS}{name}", lengths, packed=False)
+                writer.add("non_finite", np.array(sum(piece.non_finite for piece in pieces)), packed=False)
                 writer.add("skipped", np.array(text_from_meta(skipped)), packed=False)
                 writer.add("digest", np.frombuffer(self.digest, np.uint8), packed=False)
         finally:
@@ -137,6 +140,10 @@ class Shards:
     def lengths(self, name: str) -> npt.NDArray[np.int64]:
         """How long the rows of `kept` are for a member whose cost depends on it, int64 (n,)."""
         return np.concatenate([self._array(path, f"{LENGTHS}{name}") for path in self._paths])
+
+    def non_finite(self) -> int:
+        """How many of the rows that have outputs hold NaN or infinity."""
+        return sum(int(self._array(path, "non_finite")) for path in self._paths)
 
     def remove(self) -> None:
         """Throws the parts away."""

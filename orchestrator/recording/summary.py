@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import first_few
 from orchestrator.planner.intervals import Labels, chance_notes
-from orchestrator.planner.records import MEAN_LENGTH, SKIPPED_LISTED, RecordsFile
+from orchestrator.planner.records import MEAN_LENGTH, NON_FINITE, SKIPPED_LISTED, RecordsFile
 from orchestrator.recording.pool import RecordingPool
 from orchestrator.recording.scores import kind_notes, kind_of
 from orchestrator.rows.arrays import is_installed
@@ -101,6 +101,8 @@ def _notes(pool: RecordingPool, file: RecordsFile) -> list[str]:
             f"{', '.join(differing)} answers here otherwise than it was exported, for this processor has none of "
             f"{', '.join(DOT_PRODUCT_FLAGS)}: record it where it will be served, or quantise it to seven bits"
         )
+    if count := file.meta.get(NON_FINITE):
+        notes.append(f"{count} rows hold NaN or infinity: a cascade answers such rows with `plan.non_finite` pass")
     if skipped := file.meta["skipped_rows"]:
         notes.append(f"{skipped} rows skipped, listed in meta: {first_few(list(file.meta['skipped']))}")
     return notes

@@ -154,11 +154,13 @@ class StoredRows:
         total: number of rows.
         blocks: gives the rows in order, in blocks of at most so many rows.
         kept_types: name -> numpy dtype or Arrow type of each column that is carried into the answers.
+        notes: what the user should know about how the file is read.
     """
 
     total: int
     blocks: Callable[[int], Iterator[RowBlock]]
     kept_types: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

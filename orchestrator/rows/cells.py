@@ -18,6 +18,8 @@ USUAL_TEXT = ("text", "sentence")
 USUAL_ROWS = ("image", "images", "rows", "row")
 # Longer text is no row but a file, or a quote that does not end.
 MOST_TEXT_BYTES = 8 << 20
+# Columns that a note lists.
+LISTED_COLUMNS = 50
 # What a table holds in one cell; one that could not be read is why.
 Cell = Any
 
@@ -121,6 +123,16 @@ def tensor_columns(
             columns=given.get(tensor.name) or _found(what, info, tensor, columns, names),
         )
         for tensor in info.inputs
+    )
+
+
+def order_notes(tensors: Sequence[TensorColumns], columns: ColumnNames) -> tuple[str, ...]:
+    """Which columns make a tensor, in which order, where the caller did not say so."""
+    return tuple(
+        f"input {one.tensor} is {', '.join(one.columns[:LISTED_COLUMNS])}"
+        f"{', ...' if len(one.columns) > LISTED_COLUMNS else ''}, in this order; `record.columns` names another"
+        for one in tensors
+        if len(one.columns) > 1 and one.columns != columns.columns
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from orchestrator.errors import DataError
 from orchestrator.rows.arrays import mapped_npy
 from orchestrator.rows.blocks import ColumnNames, RowBlock, check_regular, check_rows_of
-from orchestrator.rows.cells import CsvText, TensorColumns, block_of_cells, form_of, tensor_columns
+from orchestrator.rows.cells import CsvText, TensorColumns, block_of_cells, form_of, order_notes, tensor_columns
 from orchestrator.rows.digits import digit_image
 from orchestrator.rows.pictures import PICTURE_ENDINGS, ReadPicture, picture_bytes
 from orchestrator.rows.tables import TABLE_ENDINGS, json_record, table_rows
@@ -28,13 +28,15 @@ STDIN = "-"
 class NamedRow:
     """One row (1, *dims) to ask about, and its label where that is known; rows of one file are numbered.
 
-    What a person wrote instead of a name of a file is `words`, of which the name is the begin.
+    What a person wrote instead of a name of a file is `words`, of which the name is the begin; `notes` say how it
+    was read.
     """
 
     name: str
     row: AnyRows
     words: str | None = None
     truth: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def named_rows(
@@ -135,8 +137,9 @@ def _rows_of_file(path: Path, info: ModelInfo, columns: ColumnNames) -> list[Nam
         fix = 'give text that ends like a file on stdin, with "-"' if info.inputs[0].is_text else None
         raise DataError(f"{path}", got="no such file", fix=fix)
     if path.suffix.lower() != ".npy":
-        read = [_only_rows(block, f"{path}") for block in table_rows(path, info, columns=columns).blocks(1)]
-        return [NamedRow(name=f"{path}[{index}]", row=rows) for index, rows in enumerate(read)]
+        table = table_rows(path, info, columns=columns)
+        read = [_only_rows(block, f"{path}") for block in table.blocks(1)]
+        return [NamedRow(name=f"{path}[{index}]", row=rows, notes=table.notes) for index, rows in enumerate(read)]
     check_regular(path, f"{path}")
     array, tensor = mapped_npy(path), input_tensor(info)
     if array.ndim == len(tensor.shape) - 1 and not tensor.is_text:  # one row without a batch axis
@@ -176,4 +179,5 @@ def _row_of_json(source: str, info: ModelInfo, columns: ColumnNames) -> NamedRow
     tensors = tensor_columns(what, info, columns.found_in(what, "keys", list(record)), list(record))
     cells = [record[name] for one in tensors for name in one.columns]
     block = block_of_cells(np.arange(1), [cells], tensors)
-    return NamedRow(name=what, words=source, row=_only_rows(block, what))
+    notes = order_notes(tensors, columns)
+    return NamedRow(name=what, words=source, row=_only_rows(block, what), notes=notes)

@@ -32,7 +32,7 @@ from orchestrator.rows.blocks import (
     plain_ids,
     readable,
 )
-from orchestrator.rows.cells import RowForm, TensorColumns, block_of_cells, tensor_columns
+from orchestrator.rows.cells import RowForm, TensorColumns, block_of_cells, order_notes, tensor_columns
 from orchestrator.rows.labels import MemberClasses, labels_from_array
 from orchestrator.rows.parquet_table import ParquetTable, numpy_from, parquet_table, words_or_numbers
 from orchestrator.rows.pictures import ReadPicture, is_picture
@@ -48,7 +48,7 @@ def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pict
     """
     table = parquet_table(path)
     columns = columns.found_in(f"{path}", "columns", table.schema.names)
-    names, read = _rows_reader(table, columns, info, read_picture)
+    names, read, notes = _rows_reader(table, columns, info, read_picture)
     key = columns.id_column
 
     def blocks(size: int) -> Iterator[RowBlock]:
@@ -65,7 +65,7 @@ def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pict
             start = stop
 
     kept_types = {one: table.type_of(one) for one in columns.keep_columns}
-    return StoredRows(total=table.rows, blocks=blocks, kept_types=kept_types)
+    return StoredRows(total=table.rows, blocks=blocks, kept_types=kept_types, notes=notes)
 
 
 def parquet_source(
@@ -82,7 +82,7 @@ def parquet_source(
     check_ids(f"{path} ids", known, table.rows)
     labels, missing = (None, None) if label is None else _labels(f"{path} label", table.whole(label))
     row_labels = labels_from_array(f"{path}", labels, rows=table.rows, classes=classes, missing=missing)
-    names, read = _rows_reader(table, columns, info, read_picture)
+    names, read, notes = _rows_reader(table, columns, info, read_picture)
     sha256 = _sha256(table)
     # By the data alone, so that a resumed run reads the same pieces.
     most_rows = max(1, PIECE_BYTES // max(1, sum(map(table.row_bytes, names))))
@@ -101,7 +101,7 @@ def parquet_source(
         pieces=pieces,
         identity={"file_sha256": sha256, "columns": columns.identity(names)},
         data_sha256=sha256,
-        notes=left_out_note("Parquet", list(table.left_out)),
+        notes=(*left_out_note("Parquet", list(table.left_out)), *notes),
     )
 
 
@@ -169,8 +169,8 @@ def _column_ids(path: Path, column: Any) -> Rows:
 
 def _rows_reader(
     table: ParquetTable, columns: ColumnNames, info: ModelInfo, read_picture: ReadPicture
-) -> tuple[list[str], ReadColumn]:
-    """The columns with the rows, and a function from ids (n,) and n values of them to a block for a model."""
+) -> tuple[list[str], ReadColumn, tuple[str, ...]]:
+    """The columns with the rows, a function from ids (n,) and n of their values to a block, and notes."""
     tensors = tensor_columns(f"{table.path}", info, columns, table.schema.names)
     names = list(dict.fromkeys(name for one in tensors for name in one.columns))
     first = tensors[0]
@@ -178,7 +178,7 @@ def _rows_reader(
     is_row = _is_number(table.type_of(names[0])) and set(first.form.dims) == {1}
     if len(names) == 1 and not first.form.is_text and not is_row:
         what = f"{table.path} column {names[0]}"
-        return names, _column_reader(what, table.type_of(names[0]), first.form, read_picture)
+        return names, _column_reader(what, table.type_of(names[0]), first.form, read_picture), ()
     for one in tensors:
         for name in one.columns:
             _check_cells(f"{table.path} column {name}", table.type_of(name), one)
@@ -189,7 +189,7 @@ def _rows_reader(
         values = list(map(_cells, fields))
         return block_of_cells(ids, zip(*(values[place] for place in places), strict=True), tensors)
 
-    return names, read
+    return names, read, order_notes(tensors, columns)
 
 
 def _is_number(kind: Any) -> bool:

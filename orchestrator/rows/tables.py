@@ -31,7 +31,7 @@ from orchestrator.rows.blocks import (
     plain_ids,
     readable,
 )
-from orchestrator.rows.cells import CsvText, TensorColumns, block_of_cells, tensor_columns
+from orchestrator.rows.cells import CsvText, TensorColumns, block_of_cells, order_notes, tensor_columns
 from orchestrator.rows.labels import MemberClasses, labels_from_array
 from orchestrator.spec.served_model import ModelInfo
 
@@ -191,7 +191,8 @@ def table_rows(path: Path, info: ModelInfo, *, columns: ColumnNames) -> StoredRo
             yield RowBlock(ids=ids[block.ids], rows=block.rows, refused=refused, kept=kept)
 
     kept_types = dict.fromkeys(columns.keep_columns, np.dtype(np.str_))
-    return StoredRows(total=table.total, blocks=blocks, kept_types=kept_types)
+    notes = order_notes(tensors, columns)
+    return StoredRows(total=table.total, blocks=blocks, kept_types=kept_types, notes=notes)
 
 
 def table_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: MemberClasses) -> RowSource:
@@ -224,6 +225,7 @@ def table_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: 
         pieces=pieces,
         identity={"file_sha256": sha256, "columns": columns.identity(names)},
         data_sha256=sha256,
+        notes=order_notes(tensors, columns),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.__main__ import run
 from orchestrator.errors import InputError
 from orchestrator.local import LocalMembers
 from orchestrator.planner.records import records_from_path
@@ -81,6 +82,32 @@ def test_columns_of_numbers_are_recorded(tmp_path: Path, record: Record) -> None
     assert "table: accuracy 1.0000" in said
     assert "expected one input of text" in record("table", "--data", tmp_path / "in.csv", "--text", "x", code=2)
     assert "expected q; see --columns" in record("table", "--data", tmp_path / "in.csv", "--columns", "q", code=2)
+
+
+def test_missing_numbers_are_recorded_where_that_is_asked_for_and_plans_say_what_becomes_of_them(
+    tmp_path: Path, record: Record, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_numbers_member(tmp_path, "other")
+    rows = "".join(f"{n % 2 + 1},{n},1.5,{n % 2}\n" for n in range(60))
+    (tmp_path / "in.csv").write_text(f"x,y,z,label\n{rows},0,1,0\n1,nan,,1\n")
+    table = ["--data", tmp_path / "in.csv"]
+    assert "row 60 (line 62) x: got '', expected a number" in (said := record("table", *table, code=2))
+    assert "see --missing-as-nan" in said
+    record("table", *table, "--skip-bad")
+    assert "non_finite_rows" not in records_from_path(tmp_path / "out.npz").meta
+    for name in ("table", "other"):
+        said = record(name, *table, "--missing-as-nan", "--restart")
+        assert records_from_path(tmp_path / "out.npz").meta["non_finite_rows"] == 2
+        (tmp_path / "out.npz").rename(tmp_path / f"{name}.npz")
+    both = tmp_path / "both.npz"
+    assert (
+        run(["record", "--join", *(f"{tmp_path / name}.npz" for name in ("table", "other")), "-o", f"{both}"]) == 0
+    )
+    for options, noted in (([], True), (["--non-finite", "pass"], False)):
+        capsys.readouterr()
+        goal = ["--min-accuracy", "0.6", "--no-certify", "--repository", f"{tmp_path}", *options]
+        assert run(["plan", f"{both}", *goal]) == 0
+        assert ("over 2 rows with NaN or infinity, which the cascade refuses" in capsys.readouterr().err) == noted
 
 
 def test_two_texts_of_a_row_are_columns_that_the_caller_names(tmp_path: Path, record: Record) -> None:

@@ -98,12 +98,16 @@ def write_pair_member(repository: Path, name: str = "pair") -> None:
 
 
 def write_numbers_member(repository: Path, name: str = "table") -> None:
-    """Class 1 where the first of three numbers is larger than the last."""
+    """Class 1 where the first of three numbers is larger than the last; a missing one is 0."""
     weights = np.array([[-1, 1], [0, 0], [1, -1]], np.float32)
+    nodes = [
+        helper.make_node("IsNaN", ["features"], ["missing"]),
+        helper.make_node("Where", ["missing", "zero", "features"], ["known"]),
+        helper.make_node("MatMul", ["known", "weights"], ["logits"]),
+    ]
     model = model_of(
-        [helper.make_node("MatMul", ["features", "weights"], ["logits"])],
-        {"features": ["n", 3]}, {"logits": ["n", 2]}, {"weights": weights}, ir=8,
-    )  # fmt: skip
+        nodes, {"features": ["n", 3]}, {"logits": ["n", 2]}, {"weights": weights, "zero": np.float32(0)}, ir=8
+    )
     _write(repository, name, model, (TensorSpec(name="features", dtype="FP32", dims=(3,)),), 6)
 
 

@@ -177,6 +177,25 @@ def test_missing_numbers_are_nan_where_that_is_asked_for_and_faults_of_their_row
     assert "missing_as_nan" not in refusals(path, whole)[0]
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_the_order_of_columns_is_noted_where_nobody_named_them(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / f"in.{ending}", [{"c": 1.0, "id": 7, "a": 2.0, "b": 3.0}])
+
+    def notes(columns: ColumnNames) -> list[tuple[str, ...]]:
+        said = stored_rows(path, model(NUMBERS), columns=columns, read_picture=lambda d, w: np.zeros(0)).notes
+        source = row_source(
+            f"{path}",
+            model(NUMBERS),
+            classes=MemberClasses(count=2),
+            read_picture=lambda d, w: np.zeros(0),
+            columns=columns,
+        )
+        return [said, source.notes]
+
+    assert notes(NONE) == [("input features is c, a, b, in this order; `record.columns` names another",)] * 2
+    assert notes(ColumnNames(columns=("a", "b", "c"))) == [()] * 2
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_missing_numbers_in_lists_are_nan_but_a_missing_list_is_none(tmp_path: Path, ending: str) -> None:
     path = write(
