@@ -247,7 +247,14 @@ def _manifest(
         progress("comparing rows with padding and without")
         lengths = length_parity(stored.path, original_of(loaded, tensor), loaded, rows, subject=subject)
     parity = parity_of(
-        stored.path, original, rows, input_name=tensor.name, min_rows=least, progress=progress
+        stored.path,
+        original,
+        rows,
+        input_name=tensor.name,
+        min_rows=least,
+        subject=subject,
+        remedy=loaded.remedy,
+        progress=progress,
     ).as_json()
     parity |= lengths
     kind = output_kind_of(model, original.evidence, asked=_stated_kind(asked, loaded), subject=subject)

@@ -273,28 +273,33 @@ def parity_of(
     input_name: str = "image",
     output_name: str = "logits",
     min_rows: int = MIN_ROWS,
+    subject: str = "",
+    remedy: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Parity:
     """Compares an ONNX model, serialised or its path, in ONNX Runtime with its original.
 
     `reference` is the original, (n, *dims) -> float32 (n, k), and rows (n, *dims) differ. Fewer than `min_rows`
-    are no comparison; large networks may be given fewer than the usual 64. ExportError has every disagreement.
+    are no comparison; large networks may be given fewer than the usual 64. ExportError names the `subject`, has
+    every disagreement, and the `remedy`.
     """
+    what = f"{subject} parity".strip()
     if len(rows) < min_rows:
-        raise ExportError("parity", got=f"{len(rows)} rows", expected=f"at least {min_rows}")
+        raise ExportError(what, got=f"{len(rows)} rows", expected=f"at least {min_rows}")
     session = session_of(model)
     names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
     inputs = list(rows.arrays) if isinstance(rows, TensorRows) else [input_name]
     if names != (inputs, [output_name]):
-        raise ExportError("parity", got=f"tensors {names}", expected=f"{inputs} and {[output_name]}")
+        raise ExportError(what, got=f"tensors {names}", expected=f"{inputs} and {[output_name]}")
     progress("comparing with the original")
     expected = original_scores(reference, rows)
     return agreed(
-        lambda batch: _asked(session, rows, batch),
+        lambda batch: _asked(session, rows, batch, subject),
         expected,
         batches=tuple(dict.fromkeys(min(batch, len(rows)) for batch in BATCHES)),
         allowed=allowed_of(expected),
-        what="parity",
+        what=what,
+        remedy=remedy,
         progress=lambda text: progress(f"comparing with the original, {text}"),
     )
 
@@ -358,6 +363,7 @@ def agreed(
     allowed: float,
     what: str,
     progress: Callable[[str], None],
+    remedy: str | None = None,
 ) -> Parity:
     """Compares answers float32 (n, k) to the same rows in every batch size; ExportError with all disagreements."""
     faults, worst, same = [], 0.0, []
@@ -374,7 +380,7 @@ def agreed(
         if not error <= allowed:
             faults.append(f"batch {batch}: differs by {error:g}")
     if faults:
-        raise ExportError(what, got="; ".join(faults), expected=f"at most {allowed:g}")
+        raise ExportError(what, got="; ".join(faults), expected=f"at most {allowed:g}", fix=remedy)
     return Parity(
         rows=len(expected),
         batches=batches,
@@ -430,12 +436,14 @@ def answers_of(session: Any, rows: AnyRows, *, batch: int) -> Rows:
     return np.concatenate(parts)
 
 
-def _asked(session: Any, rows: AnyRows, batch: int) -> Scores:
+def _asked(session: Any, rows: AnyRows, batch: int, subject: str = "") -> Scores:
     try:
         return answers_of(session, rows, batch=batch)
     # A batch axis that is free in name only makes some operator fail.
     except Exception as error:
-        raise ExportError(f"parity at batch {batch}", got=first_line(error), expected="an answer") from error
+        raise ExportError(
+            f"{subject} parity at batch {batch}".strip(), got=first_line(error), expected="an answer"
+        ) from error
 
 
 def original_of(loaded: LoadedModel, tensor: TensorSpec) -> Callable[[Any], Scores]:

@@ -103,6 +103,7 @@ class LoadedModel:
     own_processor_name: str = ""  # what it is
     labels: tuple[str, ...] | None = None  # class names in order, if known
     reference: Callable[[Rows], Rows] | None = None  # the original, (n, *dims) -> (n, k), if not the network
+    remedy: str | None = None  # what its user may do where the graph says something else than the original
     versions: Mapping[str, str] = field(default_factory=dict)  # of the packages it came through
     original: Mapping[str, Any] = field(default_factory=dict)  # of an ONNX file: version, opsets, names, changes
 

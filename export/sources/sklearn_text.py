@@ -92,11 +92,35 @@ def texts_of(classifier: Any) -> Callable[[int, int], Rows]:
             words = [str(known[place]) for place in rng.integers(0, len(known), int(rng.integers(0, 40)))]
             words += [str(word) for word in rng.choice(_OTHERS, int(rng.integers(0, 4)))]
             rng.shuffle(words)
-            words = [word.upper() if rng.random() < 0.1 else word for word in words]
+            words = [word.upper() if rng.random() < 0.1 and _is_usual(word) else word for word in words]
             texts.append("".join(word + str(rng.choice(_BETWEEN)) for word in words))
         return np.array(texts, np.str_).reshape(-1, 1)
 
     return draw
+
+
+def _is_usual(word: str) -> bool:
+    """Whether a word in capital letters becomes small letter for letter, as a graph does it, as in Python."""
+    capitals = word.upper()
+    small = [letter.lower() for letter in capitals]
+    return capitals.lower() == "".join(small) and max(map(len, small), default=1) == 1
+
+
+def changes_of(classifier: Any) -> list[str]:
+    """What the graph of a pipeline reads otherwise than the pipeline does."""
+    if not classifier.steps[0][1].lowercase:
+        return []
+    return [
+        "makes letters small one by one: \u0130, and \u03a3 at the end of a word, otherwise than scikit-learn does"
+    ]
+
+
+def remedy_of(classifier: Any) -> str:
+    """What may be done where the graph says something else."""
+    vectorizer = classifier.steps[0][1]
+    said = ["the usual token_pattern"] if vectorizer.token_pattern != _USUAL_PATTERN else []
+    said += ["lowercase=False on texts in small letters"] if vectorizer.lowercase else []
+    return f"fit it with {' or with '.join(said or ['settings that are usual'])}"
 
 
 def words_work(graph: onnx.GraphProto) -> float | None:

@@ -6,6 +6,7 @@ The converted graph then goes the way of any ONNX file; what it is compared with
 
 import dataclasses
 import importlib.metadata
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from skl2onnx import to_onnx, update_registered_converter
 from skl2onnx.common.data_types import FloatTensorType
@@ -29,6 +29,7 @@ from export.sources import (
     onnx_file,
     renamed_inputs,
     sklearn_text,
+    table_rows,
 )
 from export.sources.onnx_tensors import BATCH
 from export.tensor_rows import TensorKind
@@ -39,8 +40,12 @@ from orchestrator.repository.files import sha256_of_path
 from orchestrator.spec import TensorSpec
 
 FEATURES, PROBABILITIES = "features", "probabilities"
+_MISSING = "nodes_missing_value_tracks_true"
+# Objectives of LightGBM and XGBoost that give a probability for every class.
+_OBJECTIVES = (
+    "binary", "multiclass", "multiclassova", "binary:logistic", "multi:softprob", "multi:softmax",
+)  # fmt: skip
 OPSETS = {"": OPSET, "ai.onnx.ml": 3}
-_TREES = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
 
 
 def identify_sklearn(what: str, options: ExportOptions) -> SourceRef:
@@ -126,6 +131,7 @@ def _loaded(classifier: Any, subject: str, options: ExportOptions) -> LoadedMode
         raise ExportError(
             subject, got="`random_weights`", expected="the classifier of the file", fix="leave it out"
         )
+    _require_classes(classifier, subject)
     ask = _probabilities_of(classifier, subject)
     if sklearn_text.reads_text(classifier):
         return _loaded_text(classifier, ask, subject, options)
@@ -133,7 +139,7 @@ def _loaded(classifier: Any, subject: str, options: ExportOptions) -> LoadedMode
     taken = _taken(FEATURES, "FP32", count, options, subject)
     with _conversion(classifier, subject):
         proto = _converted(classifier, count)
-    draw = _around(proto.graph, classifier, count)
+    draw = table_rows.rows_around(proto.graph, classifier, ask, count)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "converted.onnx"
         path.write_bytes(proto.SerializeToString())
@@ -153,6 +159,7 @@ def _loaded(classifier: Any, subject: str, options: ExportOptions) -> LoadedMode
         output_kind=PROBABILITIES,
         macs=macs,
         macs_counter=counter,
+        remedy=_remedy(classifier),
         versions=_versions(classifier),
         original=loaded.original,
     )
@@ -185,8 +192,37 @@ def _loaded_text(
         output_kind=PROBABILITIES,
         macs=macs,
         macs_counter=counter,
+        remedy=sklearn_text.remedy_of(classifier),
         versions=_versions(classifier),
+        original={"changes": sklearn_text.changes_of(classifier)},
     )
+
+
+def _require_classes(classifier: Any, subject: str) -> None:
+    """Raises ExportError for boosters of something else than classes, which their files do not tell apart."""
+    found = None
+    if type(classifier).__name__ == "Booster":
+        # LightGBM names the objective with its settings, "binary sigmoid:1".
+        found = str(classifier.dump_model(num_iteration=1).get("objective") or "one of its own").split()[0]
+    elif type(classifier).__name__ == "XGBClassifier":
+        config = json.loads(classifier.get_booster().save_config())
+        found = config["learner"]["objective"]["name"]
+    if found not in (None, *_OBJECTIVES):
+        got = f"trees with the objective {found}"
+        fix = "train them with one of these"
+        raise ExportError(subject, got=got, expected=f"a classifier: {', '.join(_OBJECTIVES)}", fix=fix)
+
+
+def _remedy(classifier: Any) -> str:
+    """What may be done where the conversion of a classifier says something else."""
+    boosters = [getattr(part, "booster_", part) for part in table_rows.parts_of(classifier)]
+    texts = [one.model_to_string() for one in boosters if hasattr(one, "model_to_string")]
+    if any("[zero_as_missing: 1]" in text for text in texts):
+        return "fit it on NaN for what is missing; its conversion to ONNX does not keep zero_as_missing"
+    if found := table_rows.stand_ins(classifier):
+        said = ", ".join(f"{one:g}" for one in found)
+        return f"fit it on NaN for what is missing; its conversion to ONNX may not keep {said} for that"
+    return "its conversion to ONNX lacks a setting or a step; let SimpleImputer fill in missing values"
 
 
 def _probabilities_of(classifier: Any, subject: str) -> Callable[[Rows], Rows]:
@@ -237,7 +273,25 @@ def _converted(classifier: Any, count: int) -> onnx.ModelProto:
         options={"zipmap": False},
         target_opset=OPSETS,
     )
+    _keep_missing(found.graph, classifier)
     return found
+
+
+def _keep_missing(graph: onnx.GraphProto, classifier: Any) -> None:
+    """Says in place which way missing values take through trees of scikit-learn; its converter leaves that out."""
+    last = [classifier, *_steps(classifier)][-1]
+    trees = [one.tree_ for one in getattr(last, "estimators_", [last]) if hasattr(one, "tree_")]
+    nodes = [node for node in graph.node if node.op_type in table_rows.TREES]
+    if not trees or len(nodes) != 1:
+        return
+    known = table_rows.attributes_of(nodes[0])
+    keys = list(zip(known["nodes_treeids"], known["nodes_nodeids"], strict=True))
+    if sorted(keys) != [(i, k) for i, tree in enumerate(trees) for k in range(tree.node_count)]:
+        return
+    tracks = [int(trees[i].missing_go_to_left[k]) for i, k in keys]
+    kept = [part for part in nodes[0].attribute if part.name != _MISSING]
+    del nodes[0].attribute[:]
+    nodes[0].attribute.extend([*kept, onnx.helper.make_attribute(_MISSING, tracks)])
 
 
 def _register_boosters() -> None:
@@ -294,76 +348,12 @@ def _steps(classifier: Any) -> list[Any]:
     return [step for _, step in getattr(classifier, "steps", [])]
 
 
-# -- what the graph decides by ---------------------------------------------------------------------------
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {part.name: onnx.helper.get_attribute_value(part) for part in node.attribute}
-
-
-# What classifiers keep of the rows they were fitted on, (m, f); the work of the first two is going through it.
-_KEPT = ("_fit_X", "theta_", "support_vectors_", "means_")
-Range = tuple[npt.NDArray[Any], npt.NDArray[Any]]
-
-
-def _around(graph: onnx.GraphProto, classifier: Any, count: int) -> Callable[[int, int], Rows]:
-    """A function that draws n rows float32 (n, f), by a seed, from around the values a model compares them with.
-
-    Trees and scalers that read the features themselves say where these lie, or what a classifier keeps of its
-    rows; other columns are around 0. Rows from anywhere else would all take the same way through a tree, and any
-    two trees would agree on them.
-    """
-    ranges = [(kept.min(axis=0), kept.max(axis=0)) for kept in _kept(classifier, count)]
-    ranges += _ranges_in(graph, count)
-    low = np.min([np.full(count, np.inf), *(one for one, _ in ranges)], axis=0)
-    high = np.max([np.full(count, -np.inf), *(one for _, one in ranges)], axis=0)
-    centre, spread = np.zeros(count), np.ones(count)
-    known = low <= high
-    centre[known] = (low[known] + high[known]) / 2
-    spread[known] = (high[known] - low[known]) / 2 + 0.01 * np.abs(centre[known])
-    spread[spread == 0] = 1
-
-    def draw(n: int, seed: int) -> npt.NDArray[np.float32]:
-        rng = np.random.default_rng(seed)
-        rows: npt.NDArray[np.float32] = (centre + spread * rng.normal(size=(n, count))).astype(np.float32)
-        return rows
-
-    return draw
-
-
-def _kept(classifier: Any, count: int) -> list[npt.NDArray[Any]]:
-    found = [np.asarray(getattr(classifier, name, ())) for name in _KEPT]
-    return [kept for kept in found if kept.ndim == 2 and kept.dtype.kind == "f" and kept.shape[1] == count]
-
-
-def _ranges_in(graph: onnx.GraphProto, count: int) -> list[Range]:
-    """Lowest and highest values, (f,), that nodes of a graph hold features against; infinite where they do not."""
-    given, ranges = {FEATURES}, []
-    for node in graph.node:
-        if not node.input or node.input[0] not in given:
-            continue
-        known = _attributes(node)
-        if node.op_type in ("Cast", "Identity"):
-            given.add(node.output[0])
-        elif node.op_type == "Scaler":
-            offset, scale = (np.broadcast_to(np.array(known[name]), count) for name in ("offset", "scale"))
-            ranges.append((offset - 1 / scale, offset + 1 / scale))
-        elif node.op_type in _TREES:
-            inner = np.array(known["nodes_modes"]) != b"LEAF"
-            features, values = (np.array(known[name])[inner] for name in ("nodes_featureids", "nodes_values"))
-            low, high = np.full(count, np.inf), np.full(count, -np.inf)
-            np.minimum.at(low, features, values)
-            np.maximum.at(high, features, values)
-            ranges.append((low, high))
-    return ranges
-
-
 def _work(graph: onnx.GraphProto, classifier: Any, count: int) -> tuple[float | None, str]:
     """Work per row that the graph's operators do not show, and what it counts; None where they do."""
     if levels := _levels(graph):
         return levels, "levels of the trees, the deepest path of each: comparisons"
-    if any(hasattr(classifier, name) for name in _KEPT[:2]):
-        return float(_kept(classifier, count)[0].size), "values that a row is compared with"
+    if any(hasattr(classifier, name) for name in table_rows.KEPT[:2]):
+        return float(table_rows.kept_rows(classifier, count)[0].size), "values that a row is compared with"
     return None, ""
 
 
@@ -381,9 +371,9 @@ def _levels(graph: onnx.GraphProto) -> int:
     """Comparisons on the deepest path of every tree of a graph, added up; 0 without trees."""
     total = 0
     for node in graph.node:
-        if node.op_type not in _TREES:
+        if node.op_type not in table_rows.TREES:
             continue
-        known = _attributes(node)
+        known = table_rows.attributes_of(node)
         keys = list(zip(known["nodes_treeids"], known["nodes_nodeids"], strict=True))
         leaf = {key: mode == b"LEAF" for key, mode in zip(keys, known["nodes_modes"], strict=True)}
         below = {

@@ -1,20 +1,25 @@
 """Classifiers of tables become members that say what their framework says."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import joblib
+import lightgbm
 import numpy as np
 import onnxruntime
 import pytest
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 
 from export.sources import ExportOptions, identify
 from orchestrator.pbtxt import config_from_path
@@ -79,6 +84,81 @@ def test_files_of_the_boosters_themselves_are_members_too(tmp_path: Path, table:
         assert scores(member, rows) == pytest.approx(original.predict_proba(rows), abs=1e-5)
 
 
+def with_gaps(*, categories: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """400 rows of two classes, told by whether the first column has a value and by the last, a category."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(5, 1, (400, 3)).astype(np.float32)
+    rows[::3, 0] = np.nan
+    if categories:
+        rows[:, 2] = rng.integers(0, 6, 400)
+    odd = np.isin(rows[:, 2], (1, 3, 4)) if categories else rows[:, 2] > 5
+    return rows, (np.isnan(rows[:, 0]) ^ odd).astype(int)
+
+
+GAPS: dict[str, Callable[[], Any]] = {
+    "lightgbm": small_lightgbm,
+    "xgboost": small_xgboost,
+    "boosted": lambda: HistGradientBoostingClassifier(max_iter=8),
+    "forest": lambda: RandomForestClassifier(8, random_state=0),
+    "scaled tree": lambda: make_pipeline(StandardScaler(), DecisionTreeClassifier(max_depth=4)),
+    "filled": lambda: make_pipeline(SimpleImputer(), GaussianNB()),
+}
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("kind", GAPS)
+def test_rows_of_the_comparison_lack_values_where_the_classifier_takes_that(tmp_path: Path, kind: str) -> None:
+    rows, labels = with_gaps()
+    made = GAPS[kind]().fit(rows, labels)
+    source = stored(tmp_path, made)
+    drawn = identify(source, ExportOptions()).load().rows(64, 1)
+    for column in drawn.T:
+        assert np.isnan(column).sum() > 3
+        assert (column == 0).sum() > 3
+        assert np.isfinite(column[column != 0]).sum() > 20
+    member = exported(tmp_path / "repository", source)
+    assert scores(member, rows) == pytest.approx(made.predict_proba(rows), abs=1e-5)
+
+
+def test_no_row_lacks_a_value_where_the_classifier_refuses_that(tmp_path: Path) -> None:
+    source, _ = pickled(tmp_path, "linear", wine())
+    drawn = identify(source, ExportOptions()).load().rows(64, 1)
+    assert np.isfinite(drawn).all()
+
+
+def test_categories_of_lightgbm_are_compared_as_categories(tmp_path: Path) -> None:
+    rows, labels = with_gaps(categories=True)
+    data = lightgbm.Dataset(rows, labels, categorical_feature=[2])
+    settings = {"objective": "binary", "verbose": -1, "num_threads": 1, "min_data_per_group": 5, "cat_smooth": 1}
+    made = lightgbm.train(settings, data, 8)
+    made.save_model(tmp_path / "it.txt")
+    source = f"lightgbm:{tmp_path / 'it.txt'}"
+    drawn = identify(source, ExportOptions()).load().rows(64, 1)
+    assert {1, 3, 4} < set(drawn[:, 2][drawn[:, 2] >= 0])
+    assert (drawn[:, 2] < 0).any(), "categories that it never saw"
+    said_yes = scores(exported(tmp_path / "repository", source), rows)[:, 1]
+    assert said_yes == pytest.approx(made.predict(rows), abs=1e-5)
+
+
+def test_zeros_that_are_missing_values_are_refused(tmp_path: Path) -> None:
+    rows, labels = with_gaps()
+    rows = np.nan_to_num(rows, nan=0)
+    made = lightgbm.LGBMClassifier(n_estimators=8, zero_as_missing=True, verbose=-1, n_jobs=1).fit(rows, labels)
+    source = stored(tmp_path, made)
+    code, out = said("member", source, "-o", str(tmp_path / "r"))
+    assert (code, out.count("\n")) == (2, 0)
+    assert f"{source} parity: got batch 1: differs by " in out
+    assert "; fit it on NaN for what is missing; its conversion to ONNX does not keep zero_as_missing" in out
+
+
+def test_trees_of_a_regression_are_no_classifier(tmp_path: Path) -> None:
+    rows, labels = wine()
+    lightgbm.LGBMRegressor(n_estimators=2, verbose=-1).fit(rows, labels).booster_.save_model(tmp_path / "it.txt")
+    code, out = said("member", f"lightgbm:{tmp_path / 'it.txt'}", "-o", str(tmp_path / "r"))
+    assert (code, out.count("\n")) == (2, 0)
+    assert "got trees with the objective regression, expected a classifier: binary, multiclass" in out
+
+
 def test_the_levels_of_the_trees_are_the_cost(tmp_path: Path) -> None:
     source, original = pickled(tmp_path, "forest", wine())
     manifest = manifest_from_path(exported(tmp_path / "r", source) / "manifest.json")
@@ -115,6 +195,25 @@ def test_a_pipeline_of_words_is_a_member_that_reads_text(tmp_path: Path, kind: s
     assert manifest.labels == ("no", "yes")
     assert manifest.macs == len(original[0].vocabulary_) * 2
     assert not check(member.parent).faults
+
+
+def test_letters_that_become_small_otherwise_are_said(tmp_path: Path) -> None:
+    texts = ["καλός δρόμος izmir", "κακός λόγος dağ"] * 10
+    made = make_pipeline(TfidfVectorizer(), LogisticRegression(C=100)).fit(texts, ANSWERS)
+    member = exported(tmp_path / "repository", stored(tmp_path, made))
+    rows = np.array([["Καλός Δρόμος"], ["DAĞ, ΛΌΓΟΣ."]], np.object_)
+    assert scores(member, rows, name="text")[0] == pytest.approx(made.predict_proba(rows[0])[0], abs=1e-5)
+    (change,) = manifest_from_path(member / "manifest.json").original["changes"]
+    assert "\u0130, and \u03a3 at the end of a word" in change
+
+
+def test_words_that_a_graph_splits_otherwise_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    made = make_pipeline(TfidfVectorizer(token_pattern=r"\S+"), LogisticRegression(C=100))
+    source = stored(tmp_path, made.fit(["one\0two good", "bad three"] * 10, ANSWERS))
+    code, out = said("member", source, "-o", str(tmp_path / "r"))
+    assert (code, out.count("\n")) == (2, 0)
+    assert f"{source} parity: got batch 1: differs by " in out
+    assert "; fit it with the usual token_pattern or with lowercase=False on texts in small letters" in out
 
 
 @pytest.mark.parametrize(
