@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.__main__ import run
 from tests.batch.fixtures import Batching, batching_in
 from tests.fakes.kserve import FakeModel, Slot, cascade_answer, images, text_cascade, texts_of
 
@@ -28,7 +29,7 @@ def features() -> FakeModel:
     return text_cascade(
         "table",
         inputs=(Slot("features", "FP32", (3,)),),
-        answer=lambda rows, parameters: cascade_answer(images(rows.sum(axis=1).astype(int)), parameters),
+        answer=lambda rows, parameters: cascade_answer(images(np.nansum(rows, axis=1).astype(int)), parameters),
     )
 
 
@@ -71,6 +72,22 @@ def test_columns_of_numbers_are_the_rows(job: Batching) -> None:
     assert job.answers()["label"] == [7]
     assert "row 1 (line 2) a: got '1', expected a number" in job.refused()[1]
     assert "expected d; see --columns" in job.batch("in.jsonl", "out.npz", "--columns", "a,b,d", code=2)
+
+
+def test_the_order_of_columns_that_nobody_named_is_said_and_missing_ones_may_be_nan(job: Batching) -> None:
+    (job.folder / "in.csv").write_text("c,a,b\n1,2,4\n,2,4\n")
+    repository = job.folder / "repository"
+    options = ["--model", "table", "--url", job.front.address, "--repository", f"{repository}"]
+    said = "note: input features is c, a, b, in this order; --columns names another"
+    job.capsys.readouterr()
+    assert run(["batch", f"{job.folder / 'in.csv'}", f"{job.folder / 'out.npz'}", *options]) == 0
+    assert job.capsys.readouterr().err.count(said) == 1
+    assert "c: got '', expected a number" in job.refused()[1]
+    assert (
+        run(["infer", f"{job.folder / 'in.csv'}", '{"c": 1, "a": 2, "b": 4}', *options, "--missing-as-nan"]) == 0
+    )
+    assert job.capsys.readouterr().err.count(said) == 1
+    assert [np.isnan(call.rows).sum() for call in job.fake.calls] == [0, 0, 1, 0]
 
 
 def test_texts_of_an_archive_are_rows(job: Batching) -> None:
