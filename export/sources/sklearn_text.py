@@ -23,7 +23,7 @@ _SAME_WORDS = r"[\p{L}\p{N}_]{2,}"
 # The converter writes en_US.UTF-8, which images of servers seldom have; this one is part of the C library.
 _LOCALE = "C.UTF-8"
 # What stands between words of made-up texts, and words that no vocabulary has.
-_BETWEEN = (" ", " ", " ", ", ", ". ", "\n", "-", "'", " (")
+_BETWEEN = (" ", " ", " ", ", ", ". ", "\n", "-", "'", " (", "\u00a0", "\u2028")
 _OTHERS = ("qzxv", "a", "x", "GRÜSSE", "naïve", "Ελληνικά", "ИЮЛЬ", "日本語", "42", "don't", "e_mail", "🎉")
 
 
@@ -83,7 +83,8 @@ def _mend_sublinear(graph: onnx.GraphProto) -> None:
 
 def texts_of(classifier: Any) -> Callable[[int, int], Rows]:
     """A function that draws n texts (n, 1), by a seed, from the words that a pipeline knows and some others."""
-    known = sorted(classifier.steps[0][1].vocabulary_)
+    # A text with a zero byte never comes to a member.
+    known = [word for word in sorted(classifier.steps[0][1].vocabulary_) if "\0" not in word]
 
     def draw(n: int, seed: int) -> npt.NDArray[np.str_]:
         rng = np.random.default_rng(seed)

@@ -209,11 +209,16 @@ def test_letters_that_become_small_otherwise_are_said(tmp_path: Path) -> None:
 
 def test_words_that_a_graph_splits_otherwise_are_refused_with_a_remedy(tmp_path: Path) -> None:
     made = make_pipeline(TfidfVectorizer(token_pattern=r"\S+"), LogisticRegression(C=100))
-    source = stored(tmp_path, made.fit(["one\0two good", "bad three"] * 10, ANSWERS))
+    source = stored(tmp_path, made.fit(["one two good", "bad three"] * 10, ANSWERS))
     code, out = said("member", source, "-o", str(tmp_path / "r"))
     assert (code, out.count("\n")) == (2, 0)
     assert f"{source} parity: got batch 1: differs by " in out
     assert "; fit it with the usual token_pattern or with lowercase=False on texts in small letters" in out
+
+
+def test_no_made_up_text_has_a_zero_byte(tmp_path: Path) -> None:
+    made = make_pipeline(CountVectorizer(token_pattern=r"[a-z\0]+"), LogisticRegression(C=100))
+    exported(tmp_path / "r", stored(tmp_path, made.fit(["one\0two good", "bad three"] * 10, ANSWERS)))
 
 
 @pytest.mark.parametrize(
