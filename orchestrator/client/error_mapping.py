@@ -63,8 +63,10 @@ FIXES: dict[Leaf, str] = {
     TimeLimitError: "allow more time (timeout, deadline_us), or send fewer rows at once",
     UnknownModelError: "check the name; a model that failed to load is named in the server's log",
 }
+# What gRPC's asyncio client itself says, as INTERNAL, of a call that it begins while the connection closes.
+NOT_BEGUN = "Internal error from Core"
 # Messages about a model that is being unloaded or is not ready, which Triton sends with codes of final failures.
-STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
+STOPPING = ("has no available versions", "Server not ready", "Server is stopping", NOT_BEGUN)
 # Messages about the request's own deadline, which a retry under the same load would miss again.
 # Beginnings of tritonclient's texts for an HTTP answer that is not Triton's: an empty one, or a web page.
 NOT_OF_TRITON = (

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
 from orchestrator.cli.demo_routes import NEAR_THRESHOLD
+from orchestrator.client.error_mapping import NOT_BEGUN
 from orchestrator.decision import AnsweredRows, Policy
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
@@ -232,6 +233,8 @@ class CheckedLoad:
     async def _failed(self, rows: Index, sent_s: float, error: Any) -> None:
         code = error.code().name if isinstance(error, grpc.aio.AioRpcError) else "UNAVAILABLE"
         text = str(error.details()) if isinstance(error, grpc.aio.AioRpcError) else "the stream was closed"
+        if text == NOT_BEGUN:  # no server has said so
+            code = "UNAVAILABLE"
         # The only deadline a request has in gRPC is ours.
         self._note(rows, sent_s, LOST if code == "DEADLINE_EXCEEDED" else code, text)
         await asyncio.sleep(_AFTER_ERROR_S)

@@ -105,6 +105,7 @@ def test_a_traceback_from_the_server_is_cut_off_and_the_rest_is_one_line() -> No
         "Request for unknown model: 'digits_cascade' has no available versions",
         "Server not ready",
         "Server is stopping, scheduler for model has stopped accepting new inference requests",
+        "Internal error from Core",
     ],
 )
 def test_a_server_that_is_stopping_is_worth_asking_again_under_whatever_code(text: str) -> None:
