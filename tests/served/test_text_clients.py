@@ -50,7 +50,7 @@ def test_curl_sends_texts_as_json(served_texts: ServedTexts) -> None:
     command = here(blocks(CLIENTS)[0], served_texts)
     words = shlex.split(command)
     if shutil.which("curl") is None:
-        pytest.skip("no curl")
+        pytest.skip("the program curl is not installed")
     answer = json.loads(subprocess.check_output(words, timeout=30))
     outputs = {one["name"]: one["data"] for one in answer["outputs"]}
     assert [str(label) for label in outputs["label"]] == labels_of(
