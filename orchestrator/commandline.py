@@ -28,6 +28,7 @@ EXIT_CODES = {
     4: "the embedded server cannot start, or ended",
     5: "a request to a server failed",
     6: "a probe found a server that is alive, but busy or draining",
+    7: "done, but some rows have no answer",
     129: "SIGHUP",
     130: "Ctrl-C",
     141: "the output was closed",

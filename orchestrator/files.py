@@ -189,7 +189,7 @@ def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]
         BlockingIOError: another process is replacing the contents.
         DiskError: the disk is full, read-only or broken.
     """
-    with disk_faults(target), _locked(target):
+    with disk_faults(target), locked_folder(target):
         _recover(target)
         is_new = not target.exists()
         place = _staging_place(target)
@@ -210,10 +210,11 @@ def replaced_folder(target: Path, *, first: str | None = None) -> Iterator[Path]
 
 
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Locks out other processes that replace a folder's contents, if it exists and its file system has locks.
+def locked_folder(target: Path) -> Iterator[None]:
+    """Locks out other processes that write a folder's contents, if it exists and its file system has locks.
 
     The lock is on the folder itself: it needs no file, holds through every mount, and ends with its process.
+    Raises BlockingIOError where another process has it.
     """
     if not target.is_dir():
         yield
@@ -273,7 +274,7 @@ def recover_folder(target: Path) -> None:
     Leftovers that cannot be moved or removed stay; they do no harm. Raises BlockingIOError while another process
     is replacing the contents.
     """
-    with _locked(target):
+    with locked_folder(target):
         _recover(target)
 
 

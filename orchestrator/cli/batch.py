@@ -1,13 +1,14 @@
 """`committee batch`: a file of rows through a served model, a file of answers out."""
 
-import asyncio
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orchestrator.batch.job import BatchCount, BatchJob, refused_path, run_batch
+from orchestrator.batch.count import BatchCount
+from orchestrator.batch.job import BatchJob, refused_path, run_batch
+from orchestrator.batch.parts import PART_ROWS
 from orchestrator.cli.console import (
     ADDRESS,
     Ca,
@@ -25,7 +26,11 @@ from orchestrator.cli.console import (
 )
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError
+from orchestrator.predictor.predictor import Predictor, ServedModels
 from orchestrator.rows.blocks import ColumnNames
+
+# The exit code of a job that is done, with rows among them that have no answer.
+REFUSED = 7
 
 
 def batch(
@@ -43,7 +48,10 @@ def batch(
     key: Key = None,
     header: Headers = None,
     in_flight: Annotated[int, typer.Option(min=1, max=1024, help="Requests under way at once.")] = 8,
-    request_rows: Annotated[int, typer.Option(min=1, help="Rows per request.")] = 32,
+    request_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows per request; as many as answer most rows per second if not given."),
+    ] = None,
     column: Annotated[str | None, typer.Option(help="Array or column that holds the rows.")] = None,
     text: TextOption = None,
     columns: ColumnsOption = None,
@@ -57,6 +65,16 @@ def batch(
         "model_repository"
     ),
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for one answer.")] = 60.0,
+    patience_s: Annotated[
+        float,
+        typer.Option(min=0, help="How long a server that is away is waited for; inf waits until it is back."),
+    ] = 0.0,
+    part_rows: Annotated[
+        int, typer.Option(min=1, help="Rows in each part of a folder of answers, at least.")
+    ] = PART_ROWS,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Carry the probability of every class into the answers.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Push stored rows through a served model; order is kept and memory stays small.
@@ -79,13 +97,19 @@ def batch(
 
     Text: committee batch --model reviews new.csv answers.parquet --text review --keep-columns review
     """
-    job = BatchJob(
-        model=model,
-        source=source,
-        output=output,
-        server=endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header),
+    endpoint = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
+    predictor = Predictor(
+        ServedModels(endpoint=endpoint, timeout_s=timeout_s),
+        model,
         in_flight=in_flight,
         request_rows=request_rows,
+        patience_s=patience_s,
+        probabilities=probabilities,
+    )
+    job = BatchJob(
+        predictor=predictor,
+        source=source,
+        output=output,
         columns=ColumnNames(
             column=column,
             text=text,
@@ -95,26 +119,43 @@ def batch(
             keep_columns=listed_names(keep_columns),
         ),
         repository=repository,
-        timeout_s=timeout_s,
+        part_rows=part_rows,
     )
     start = time.perf_counter()
-    count = asyncio.run(run_batch(job, progress=progress))
-    seconds = time.perf_counter() - start
-    _report(job, count, seconds=seconds, as_json=as_json)
+    count = run_batch(job, progress=progress)
+    _report(job, count, seconds=time.perf_counter() - start, as_json=as_json)
+    if count.refused:
+        raise typer.Exit(REFUSED)
 
 
 def _report(job: BatchJob, count: BatchCount, *, seconds: float, as_json: bool) -> None:
     side = refused_path(job.output)
     if not count.answered:
         raise DataError(f"{job.source}", got=f"no row answered, {side} says why; the first: {count.first_reason}")
-    for note in (*map(with_options, count.notes), *filter(None, [count.note])):
-        typer.echo(f"note: {note}", err=True)
+    for note in count.notes:
+        typer.echo(f"note: {with_options(note)}", err=True)
+    rate = (count.done - count.resumed) / seconds
     if as_json:
-        summary = {"output": str(job.output), "rows": count.total, "answered": count.answered}
-        summary |= {"refused": count.refused, "refused_file": str(side) if count.refused else None}
-        print_json({**summary, "seconds": seconds, "rows_per_s": count.total / seconds})
+        summary: dict[str, object] = {"output": f"{job.output}", "rows": count.total, "answered": count.answered}
+        summary |= {"refused": count.refused, "refused_file": f"{side}" if count.refused else None}
+        summary |= {"resumed": count.resumed, "seconds": seconds, "rows_per_s": rate}
+        print_json({**summary, **count.cost_summary()})
         return
     refused = f", {count.refused} refused ({side})" if count.refused else ""
-    rate = f"{count.total / seconds:,.0f} rows/s"
-    text = f"{job.output}: {count.answered} of {count.total} rows answered{refused}, {rate}"
-    stdout_console().print(text, soft_wrap=True, highlight=False, markup=False)
+    before = f", {count.resumed} of them before" if count.resumed else ""
+    text = f"{job.output}: {count.answered} of {count.total} rows answered{refused}{before}, {rate:,.0f} rows/s"
+    for line in (text, *_costs(count)):
+        stdout_console().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _costs(count: BatchCount) -> list[str]:
+    """What the answers cost, in a line, where the model says."""
+    if not count.cost:
+        return []
+    exits = ", ".join(f"{count.exits[stage] / count.answered:.1%} at {stage}" for stage in sorted(count.exits))
+    line = f"exits: {exits}; mean cost {count.mean_cost:,.4g}{f' {count.unit}' if count.unit else ''}"
+    alone = count.alone_cost
+    if alone:
+        factor = alone / count.mean_cost
+        line += f", {count.alone} alone {alone:,.4g}: {factor:.2f} times as much"
+    return [line]

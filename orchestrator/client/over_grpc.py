@@ -34,6 +34,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T")
+# gRPC's own pause before it connects again doubles up to two minutes, in which a server that is back is not asked.
+RECONNECT_MS = 1000
+_LIMIT = triton.MAX_GRPC_MESSAGE_SIZE
+CHANNEL = [
+    ("grpc.max_send_message_length", _LIMIT),
+    ("grpc.max_receive_message_length", _LIMIT),
+    ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
+]
 
 
 def _arguments(request: Request, timeout_s: float) -> dict[str, Any]:
@@ -61,7 +69,7 @@ def _opened(kind: Callable[..., Any], endpoint: Endpoint) -> Any:
         authorities, pair = endpoint.tls.authorities(), endpoint.tls.client_pair()
         cert, key = (None, None) if pair is None else pair
         credentials = grpc.ssl_channel_credentials(authorities, private_key=key, certificate_chain=cert)
-    client = kind(endpoint.target, creds=credentials)
+    client = kind(endpoint.target, creds=credentials, channel_args=CHANNEL)
     if endpoint.headers:
         client.register_plugin(lambda request: request.headers.update(endpoint.headers))
     return client

@@ -25,6 +25,7 @@ from orchestrator.rows.blocks import (
     plain_ids,
     sha256_of_array,
     sha256_of_parts,
+    source_file,
     spans,
 )
 from orchestrator.rows.digits import digits_split
@@ -87,15 +88,17 @@ class ArrayRows:
     def stored(self) -> StoredRows:
         """The rows as they are read for `committee batch`."""
 
-        def blocks(size: int) -> Iterator[RowBlock]:
-            for piece in self.pieces(None, 0, size):
+        def blocks(size: int, start: int = 0) -> Iterator[RowBlock]:
+            for piece in self.pieces(None, start, size):
                 here = slice(piece.first, piece.stop)
                 block = piece.load()
                 kept = {name: column[here] for name, column in self.kept.items()}
                 yield RowBlock(ids=block.ids if self.ids is None else self.ids[here], rows=block.rows, kept=kept)
 
         kept_types = {name: column.dtype for name, column in self.kept.items()}
-        return StoredRows(total=self.shape[0], blocks=blocks, kept_types=kept_types)
+        total = self.shape[0]
+        files = (source_file(self.path, total),)
+        return StoredRows(total=total, blocks=blocks, kept_types=kept_types, files=files)
 
     def source(self, classes: MemberClasses) -> RowSource:
         """The rows as they are read for `committee record`.

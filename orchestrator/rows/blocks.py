@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -146,21 +146,45 @@ class RowLabels:
     notes: tuple[str, ...] = ()
 
 
+class ReadBlocks(Protocol):
+    """Reads rows in order from row `start` on, in blocks of at most `size` rows."""
+
+    def __call__(self, size: int, start: int = 0) -> Iterator[RowBlock]:
+        """Blocks of rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file that rows come from, and what tells that it is the same file another time.
+
+    Args:
+        name: its own, or its path in the folder that is read.
+        rows: that it holds.
+        state: changes whenever somebody writes to it.
+    """
+
+    name: str
+    rows: int
+    state: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredRows:
-    """A file of rows that is read once from its begin to its end.
+    """Rows of a file or folder, read once from the first that is wanted to the end.
 
     Args:
         total: number of rows.
-        blocks: gives the rows in order, in blocks of at most so many rows.
+        blocks: gives the rows in order.
         kept_types: name -> numpy dtype or Arrow type of each column that is carried into the answers.
         notes: what the user should know about how the file is read.
+        files: where the rows come from, in their order.
     """
 
     total: int
-    blocks: Callable[[int], Iterator[RowBlock]]
+    blocks: ReadBlocks
     kept_types: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    files: tuple[SourceFile, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +245,15 @@ def readable(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(what, got=f"a file that cannot be read ({error.strerror})") from error
+
+
+def source_file(path: Path, rows: int, *, root: Path | None = None) -> SourceFile:
+    """A file with what tells that it is the same another time: its size and when it was written."""
+    with readable(f"{path}"):
+        about = path.stat()
+    # Data may lie elsewhere when the job goes on.
+    name = path.name if root in (None, path) else path.relative_to(root).as_posix()
+    return SourceFile(name=name, rows=rows, state=f"{about.st_size} bytes, {about.st_mtime_ns} ns")
 
 
 def check_regular(path: Path, what: str) -> None:

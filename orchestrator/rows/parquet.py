@@ -31,6 +31,7 @@ from orchestrator.rows.blocks import (
     left_out_note,
     plain_ids,
     readable,
+    source_file,
 )
 from orchestrator.rows.cells import RowForm, TensorColumns, block_of_cells, order_notes, tensor_columns
 from orchestrator.rows.labels import MemberClasses, labels_from_array
@@ -50,22 +51,30 @@ def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pict
     columns = columns.found_in(f"{path}", "columns", table.schema.names)
     names, read, notes = _rows_reader(table, columns, info, read_picture)
     key = columns.id_column
+    # What folders say of rows, as `day=2024-01-31`, is known nowhere else.
+    used = {*names, key, *columns.keep_columns}
+    kept_names = [*columns.keep_columns, *(name for name in table.keys if name not in used)]
 
-    def blocks(size: int) -> Iterator[RowBlock]:
-        others = [*([] if key is None else [key]), *columns.keep_columns]
-        start = 0
-        for batch in table.batches([*names, *others], size=size):
+    def blocks(size: int, start: int = 0) -> Iterator[RowBlock]:
+        others = [*([] if key is None else [key]), *kept_names]
+        wanted = np.arange(start, table.rows) if start else None
+        for batch in table.batches([*names, *others], size=size, wanted=wanted):
             stop = start + batch.num_rows
             ids = np.arange(start, stop) if key is None else _column_ids(path, batch.column(key))
             block = read(np.arange(batch.num_rows), _joined(batch, names))
             block = _placed(path, block, np.arange(start, stop))
-            kept = {one: batch.column(one).take(pa.array(block.ids)) for one in columns.keep_columns}
+            kept = {one: batch.column(one).take(pa.array(block.ids)) for one in kept_names}
             refused = tuple(RefusedRow(id=ids[one.id].item(), reason=one.reason) for one in block.refused)
             yield RowBlock(ids=ids[block.ids], rows=block.rows, refused=refused, kept=kept)
             start = stop
 
-    kept_types = {one: table.type_of(one) for one in columns.keep_columns}
-    return StoredRows(total=table.rows, blocks=blocks, kept_types=kept_types, notes=notes)
+    return StoredRows(
+        total=table.rows,
+        blocks=blocks,
+        kept_types={one: table.type_of(one) for one in kept_names},
+        notes=notes,
+        files=tuple(source_file(part.path, part.rows, root=path) for part in table.parts),
+    )
 
 
 def parquet_source(

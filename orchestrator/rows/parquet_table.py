@@ -135,6 +135,11 @@ class ParquetTable:
         """Rows of all files."""
         return sum(part.rows for part in self.parts)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the columns that are names of folders."""
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.keys))
+
     def type_of(self, name: str) -> Any:
         """Arrow type of a column; DataError where it is there more than once."""
         if self.schema.names.count(name) > 1:

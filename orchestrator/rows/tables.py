@@ -1,6 +1,7 @@
 """Rows out of tables that are text: CSV, TSV and JSON lines, read a row at a time however large the file is."""
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -30,6 +31,7 @@ from orchestrator.rows.blocks import (
     check_regular,
     plain_ids,
     readable,
+    source_file,
 )
 from orchestrator.rows.cells import CsvText, TensorColumns, block_of_cells, order_notes, tensor_columns
 from orchestrator.rows.labels import MemberClasses, labels_from_array
@@ -180,8 +182,10 @@ def table_rows(path: Path, info: ModelInfo, *, columns: ColumnNames) -> StoredRo
     ids = np.arange(table.total) if key is None else _ids(table, key)
     names = _columns_of(tensors)
 
-    def blocks(size: int) -> Iterator[RowBlock]:
-        for first, cells in _pieces(table.cells([*names, *columns.keep_columns]), size):
+    def blocks(size: int, start: int = 0) -> Iterator[RowBlock]:
+        wanted = itertools.islice(table.cells([*names, *columns.keep_columns]), start, None)
+        for at, cells in _pieces(wanted, size):
+            first = start + at
             block = block_of_cells(np.arange(first, first + len(cells)), cells, tensors)
             refused = tuple(_with_id(one, ids) for one in block.refused)
             kept = {
@@ -192,7 +196,13 @@ def table_rows(path: Path, info: ModelInfo, *, columns: ColumnNames) -> StoredRo
 
     kept_types = dict.fromkeys(columns.keep_columns, np.dtype(np.str_))
     notes = order_notes(tensors, columns)
-    return StoredRows(total=table.total, blocks=blocks, kept_types=kept_types, notes=notes)
+    return StoredRows(
+        total=table.total,
+        blocks=blocks,
+        kept_types=kept_types,
+        notes=notes,
+        files=(source_file(path, table.total),),
+    )
 
 
 def table_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: MemberClasses) -> RowSource:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.cli.batch import REFUSED
 from tests.batch.fixtures import KEYS, Batching, encoded
 from tests.fakes.kserve import CodedError, cascade_answer, images, member
 
@@ -134,7 +135,7 @@ def test_refused_rows_are_found_and_all_others_answered(job: Batching, guilty: l
     rows = images(KEYS)
     rows[guilty] = np.nan
     job.save(images=rows, ids=np.arange(100) + 500)
-    said = job.batch("in.npz")
+    said = job.batch("in.npz", code=REFUSED)
     assert f"{100 - len(guilty)} of 100 rows answered, {len(guilty)} refused" in said
     kept = [index for index in range(100) if index not in guilty]
     assert job.answers()["id"] == [500 + index for index in kept]
@@ -147,7 +148,7 @@ def test_finding_one_guilty_row_takes_few_requests(job: Batching) -> None:
     rows = images(range(32))
     rows[9] = np.nan
     job.save(images=rows)
-    job.batch("in.npz", "out.npz", "--request-rows", 32)
+    job.batch("in.npz", "out.npz", "--request-rows", 32, code=REFUSED)
     assert len(job.fake.calls) == 11
 
 
@@ -155,7 +156,7 @@ def test_rows_that_cannot_be_read_are_refused_before_they_are_sent(job: Batching
     good = images([4]).tobytes()
     values = [good, b"short", None, encoded(6), encoded(6)[:40], good]
     job.parquet(id=pa.array([10, 11, 12, 13, 14, 15]), image=pa.array(values))
-    job.batch("in.parquet")
+    job.batch("in.parquet", code=REFUSED)
     assert job.answers()["id"] == [10, 13, 15]
     assert job.answers()["label"] == [4, 6, 4]
     reasons = job.refused()
@@ -171,7 +172,7 @@ def test_lists_of_another_length_or_with_nulls_are_refused_alone(job: Batching) 
     flat[2] = None
     flat[4] = [None, *flat[4][1:]]
     job.parquet(image=pa.array(flat, pa.list_(pa.float32())))
-    job.batch("in.parquet")
+    job.batch("in.parquet", code=REFUSED)
     assert job.answers()["label"] == [0, 3, 5]
     assert list(job.refused()) == [1, 2, 4]
     assert job.refused()[1].endswith("in.parquet row 1: got 63 values, expected 64")
@@ -185,7 +186,7 @@ def test_a_row_without_a_finite_output_is_refused_not_answered(job: Batching) ->
 
     job.fake.models = [member("odd", answer=odd)]
     job.save(images=images([6, 7, 8]))
-    job.batch("in.npz", model="odd")
+    job.batch("in.npz", model="odd", code=REFUSED)
     assert job.answers()["label"] == [6, 8]
     assert list(job.refused()) == [1]
 
@@ -198,7 +199,7 @@ def test_a_member_that_fails_on_one_row_does_not_stop_the_job(job: Batching) -> 
 
     job.fake.models[0].__dict__["answer"] = touchy
     job.save(images=images(range(30)))
-    job.batch("in.npz")
+    job.batch("in.npz", code=REFUSED)
     assert job.answers()["id"] == [key for key in range(30) if key != 13]
     assert job.refused() == {13: "stage 1: member digits_medium: out of paper"}
 
@@ -206,7 +207,7 @@ def test_a_member_that_fails_on_one_row_does_not_stop_the_job(job: Batching) -> 
 def test_an_older_list_of_refused_rows_does_not_outlive_a_clean_job(job: Batching) -> None:
     job.save("bad.npz", images=images([1, 2]) * np.array([1, np.nan], np.float32)[:, None, None, None])
     job.save("good.npz", images=images([1, 2]))
-    job.batch("bad.npz")
+    job.batch("bad.npz", code=REFUSED)
     assert "out.refused.jsonl" in job.files()
     job.batch("good.npz")
     assert "out.refused.jsonl" not in job.files()

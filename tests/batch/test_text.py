@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.__main__ import run
+from orchestrator.cli.batch import REFUSED
 from tests.batch.fixtures import Batching, batching_in
 from tests.fakes.kserve import FakeModel, Slot, cascade_answer, images, text_cascade, texts_of
 
@@ -57,7 +58,7 @@ def test_texts_of_a_parquet_column_are_answered_in_order_and_the_text_may_be_kep
 
 def test_a_row_that_is_no_text_is_refused_beside_its_neighbours(job: Batching) -> None:
     (job.folder / "in.csv").write_bytes(b"id,text,more\na,yes,1\nb,\xff,2\nc,,3\n")
-    said = job.batch("in.csv", "out.npz", "--keep-columns", "more", model="reviews")
+    said = job.batch("in.csv", "out.npz", "--keep-columns", "more", model="reviews", code=REFUSED)
     assert "2 of 3 rows answered, 1 refused" in said
     answers = job.answers()
     assert answers["id"] == ["a", "c"]
@@ -68,7 +69,7 @@ def test_a_row_that_is_no_text_is_refused_beside_its_neighbours(job: Batching) -
 
 def test_columns_of_numbers_are_the_rows(job: Batching) -> None:
     (job.folder / "in.jsonl").write_text('{"a": 1, "b": 2, "c": 4}\n{"a": "1", "b": 2, "c": 4}\n')
-    job.batch("in.jsonl", "out.npz", "--columns", "a,b", "--columns", "c", model="table")
+    job.batch("in.jsonl", "out.npz", "--columns", "a,b", "--columns", "c", model="table", code=REFUSED)
     assert job.answers()["label"] == [7]
     assert "row 1 (line 2) a: got '1', expected a number" in job.refused()[1]
     assert "expected d; see --columns" in job.batch("in.jsonl", "out.npz", "--columns", "a,b,d", code=2)
@@ -80,7 +81,7 @@ def test_the_order_of_columns_that_nobody_named_is_said_and_missing_ones_may_be_
     options = ["--model", "table", "--url", job.front.address, "--repository", f"{repository}"]
     said = "note: input features is c, a, b, in this order; --columns names another"
     job.capsys.readouterr()
-    assert run(["batch", f"{job.folder / 'in.csv'}", f"{job.folder / 'out.npz'}", *options]) == 0
+    assert run(["batch", f"{job.folder / 'in.csv'}", f"{job.folder / 'out.npz'}", *options]) == REFUSED
     assert job.capsys.readouterr().err.count(said) == 1
     assert "c: got '', expected a number" in job.refused()[1]
     assert (
@@ -101,7 +102,7 @@ def test_a_text_that_onnx_runtime_would_cut_is_refused_beside_its_neighbours(job
     texts = ["one", "tw\0o", "three"]
     job.save("in.npz", text=np.array(texts))
     job.parquet(text=texts)
-    assert "2 of 3 rows answered, 1 refused" in job.batch(name, "out.npz", model="plain")
+    assert "2 of 3 rows answered, 1 refused" in job.batch(name, "out.npz", model="plain", code=REFUSED)
     assert job.answers()["id"] == [0, 2]
     assert "text: got a zero byte (NUL) at 2" in job.refused()[1]
     # Other models get it.

@@ -1,0 +1,241 @@
+"""A folder of answers in parts, each whole or not there, so that a job that ended early goes on where it was.
+
+    answers/
+      _committee.json                what the job is: model, plan, columns, input files; at its end what came of it
+      part-000000000000.parquet      answers to stored rows from 0 on, in their order
+      _refused-000000000000.jsonl    rows among them without an answer, and why
+      part-000000065536.parquet      the next ones
+
+A part stands for as many stored rows as it answers and refuses, so parts may be of any size. Its list of refused
+rows is written before it: its own renaming settles both. What reads folders of Parquet passes over an underscore.
+"""
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.batch.count import BatchCount
+from orchestrator.batch.writers import ParquetAnswers, columns_of, kept_as, refused_lines, whole_file
+from orchestrator.errors import DataError, DiskError, first_few
+from orchestrator.files import contents_of, locked_folder, write_file
+from orchestrator.predictor.asking import COLUMNS, BlockOutcome
+from orchestrator.rows.blocks import RefusedRow, SourceFile
+from orchestrator.spec.documents import json_from_text, text_from_json, text_of_file
+
+ABOUT = "_committee.json"
+FORMAT = 1
+# A part ends after so many rows, or after so many seconds or this share of the time spent so far, whichever is
+# longer: a killed job loses no more. The share keeps a job of days to a few hundred parts.
+PART_ROWS, PART_S, PART_SHARE = 65_536, 30.0, 0.02
+_PART = re.compile(r"part-(\d{12,})\.parquet$")
+_REFUSED = re.compile(r"_refused-(\d{12,})\.jsonl$")
+# What a killed job leaves behind.
+_UNFINISHED = re.compile(r"\.(part-|_refused-|_committee).*\.part$")
+
+
+class PartsFolder:
+    """The parts of one job; made by `opened_parts`.
+
+    Attributes:
+        count: of the rows that parts stand for, which are all from the first one on.
+        resumed: how many there were when the folder was opened.
+    """
+
+    def __init__(self, folder: Path, *, count: BatchCount, kept_types: Mapping[str, Any], part_rows: int) -> None:
+        self.folder, self.count, self._kept_types, self._part_rows = folder, count, kept_types, part_rows
+        self.resumed = count.done
+        self._open = contextlib.ExitStack()
+        self._writer: ParquetAnswers | None = None
+        self._held = BatchCount()
+        self._refused: list[RefusedRow] = []
+        self._started_s = self._since_s = time.monotonic()
+
+    def add(self, outcome: BlockOutcome) -> None:
+        """Adds the rows that come next.
+
+        Raises DiskError where they cannot be written.
+        """
+        if self._writer is None:
+            path = self.folder / _part_name(self.count.done)
+            self._writer = ParquetAnswers(self._open.enter_context(whole_file(path)), name=path)
+            self._since_s = time.monotonic()
+        for part in outcome.answered:
+            self._writer.add(columns_of(part))
+        self._refused += outcome.refused
+        self._held.add(outcome)
+        now_s = time.monotonic()
+        longest_s = max(PART_S, PART_SHARE * (now_s - self._started_s))
+        if self._held.done >= self._part_rows or now_s - self._since_s >= longest_s:
+            self.commit()
+
+    def commit(self) -> None:
+        """Puts the part in place that was begun, if one was."""
+        if self._writer is None:
+            return
+        if self._refused:
+            write_file(self.folder / _refused_name(self.count.done), refused_lines(self._refused))
+        if not self._held.answered:
+            self._writer.add(_no_answers(self._refused[0].id, self._kept_types))
+        writer, self._writer = self._writer, None
+        with self._open:
+            writer.close()
+        self.count.join(self._held)
+        self._held, self._refused = BatchCount(), []
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Puts the part in place that the block began, however it ends: what was answered is kept."""
+        try:
+            yield
+            self.commit()
+        except DiskError:
+            self._abandon()
+            raise
+        except BaseException:
+            with contextlib.suppress(DiskError):
+                self.commit()
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Throws away the part that was begun, if one was."""
+        self._writer = None
+        # As if the block in which it is written had failed.
+        with contextlib.suppress(_Abandoned), self._open:
+            raise _Abandoned
+
+
+class _Abandoned(Exception):  # noqa: N818 - nobody sees it
+    pass
+
+
+def _part_name(first: int) -> str:
+    return f"part-{first:012d}.parquet"
+
+
+def _refused_name(first: int) -> str:
+    return f"_refused-{first:012d}.jsonl"
+
+
+def _no_answers(row_id: int | str, kept_types: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of no rows."""
+    # pyarrow is optional.
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {"id": np.array([row_id])[:0]}
+    columns |= {name: np.zeros(0, column.numpy_dtype) for name, column in COLUMNS.items()}
+    for name, kind in kept_types.items():
+        columns[kept_as(name)] = np.zeros(0, kind) if isinstance(kind, np.dtype) else pa.array([], kind)
+    return columns
+
+
+@contextlib.contextmanager
+def opened_parts(
+    folder: Path,
+    about: Mapping[str, Any],
+    files: Sequence[SourceFile],
+    *,
+    kept_types: Mapping[str, Any],
+    part_rows: int,
+) -> Iterator[PartsFolder]:
+    """The folder of a job, new or begun earlier; nobody else can write there meanwhile.
+
+    Args:
+        folder: made if it is missing.
+        about: what must be the same in a job that goes on: JSON values.
+        files: where the rows come from; those whose rows parts stand for must not have changed.
+        kept_types: of the columns that are carried along, see `StoredRows`.
+        part_rows: in a part, at least.
+
+    Raises:
+        DataError: the folder holds something else, or the results of another job.
+        DiskError: it cannot be made or written to.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(exist_ok=True)
+            stack.enter_context(locked_folder(folder))
+        except BlockingIOError as error:
+            raise DataError(
+                f"{folder}", got="a folder that another job writes to", fix="wait for its end"
+            ) from error
+        except OSError as error:
+            raise DataError(f"{folder}", got=f"a place that cannot be written to ({error.strerror})") from error
+        known = _known_job(folder)
+        count = _counted(folder)
+        if known is not None:
+            _check_same(folder, known, about, files, done=count.done)
+        # Files behind the rows that are done may have been mended, or be new.
+        document = {"format": FORMAT, **about, "files": [list(asdict(one).values()) for one in files]}
+        write_file(folder / ABOUT, text_from_json(document))
+        yield PartsFolder(folder, count=count, kept_types=kept_types, part_rows=part_rows)
+
+
+def _known_job(folder: Path) -> Mapping[str, Any] | None:
+    """What the folder says of its job; None where it is empty.
+
+    Raises DataError where it holds something else.
+    """
+    path = folder / ABOUT
+    if path.is_file():
+        subject = f"{path}"
+        value = json_from_text(text_of_file(path, subject), subject)
+        if isinstance(value, dict) and value.get("format") == FORMAT and isinstance(value.get("files"), list):
+            return value
+        raise DataError(subject, got="no description of a job of this version", fix="name another folder")
+    names = [name for name in contents_of(folder) if not _UNFINISHED.match(name)]
+    if names:
+        got = f"a folder that holds something else: {first_few(names)}"
+        raise DataError(f"{folder}", got=got, expected="an empty folder, or one of the same job")
+    return None
+
+
+def _check_same(
+    folder: Path, known: Mapping[str, Any], about: Mapping[str, Any], files: Sequence[SourceFile], *, done: int
+) -> None:
+    fix = "name another folder, or remove this one"
+    for key, value in about.items():
+        if known.get(key) != value:
+            got = f"results of another job, with {key} {known.get(key)}"
+            raise DataError(f"{folder}", got=got, expected=f"{value}", fix=fix)
+    first = 0
+    for number, stored in enumerate(known["files"]):
+        if first >= done:
+            return
+        now = list(asdict(files[number]).values()) if number < len(files) else None
+        if now != stored:
+            words = [", ".join(f"{one}" for one in each) for each in (stored, now or ["none"])]
+            raise DataError(f"{folder}", got=f"results of other data: {words[0]}", expected=words[1], fix=fix)
+        first += int(stored[1])
+
+
+def _counted(folder: Path) -> BatchCount:
+    """What the parts hold that follow one another from the first row on; all else is removed."""
+    # pyarrow is optional.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count, good = BatchCount(), set[str]()
+    while (path := folder / _part_name(count.done)).is_file():
+        side = folder / _refused_name(count.done)
+        try:
+            table = pq.read_table(path, columns=["exit_stage", "cost"])
+        except (OSError, pa.ArrowException) as error:
+            fix = "remove it: its rows and those behind it are asked again"
+            raise DataError(f"{path}", got=f"a part that cannot be read ({error})", fix=fix) from error
+        lines = side.read_text(encoding="utf-8").splitlines() if side.is_file() else []
+        good |= {path.name, side.name}
+        count.add_columns(table["exit_stage"].to_numpy(), table["cost"].to_numpy())
+        count.add_refused(len(lines), json_from_text(lines[0], f"{side}")["reason"] if lines else "")
+        if not table.num_rows and not lines:
+            raise DataError(f"{path}", got="a part without rows", fix="remove it")
+    for name in contents_of(folder):
+        if (_PART.match(name) or _REFUSED.match(name) or _UNFINISHED.match(name)) and name not in good:
+            (folder / name).unlink()
+    return count

@@ -1,0 +1,148 @@
+"""Files of answers: one Parquet or .npz file, written as answers come, and the names of its columns."""
+
+import contextlib
+import importlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import DataError, repeated
+from orchestrator.files import replaced_file
+from orchestrator.predictor.asking import COLUMNS, PROBABILITIES, AnsweredPart
+from orchestrator.rows.blocks import RefusedRow, StoredRows
+from orchestrator.rows.npz import archive_writer
+
+Rows = npt.NDArray[Any]
+# What is gathered before a row group is written: large enough to compress, small enough to hold.
+GROUP_ROWS, GROUP_BYTES = 65_536, 16 << 20
+# Arrow types that numpy has without Python objects.
+_IN_ARRAYS = re.compile(r"(u?int\d+|halffloat|float|double|bool|(large_)?string|timestamp\[.*|date\d+.*)$")
+
+
+def kept_as(name: str) -> str:
+    """The name of a carried column among the answers; names that answers have themselves get a prefix."""
+    return f"input_{name}" if name in ("id", PROBABILITIES, *COLUMNS) else name
+
+
+def check_kept(rows: StoredRows, output: Path) -> None:
+    """Refuses carried columns that the output cannot hold, before any work.
+
+    Raises DataError for two of one name, or a type that an archive of arrays has no room for.
+    """
+    names = [kept_as(name) for name in rows.kept_types]
+    twice = repeated(names)
+    if twice:
+        raise DataError(f"{output}", got=f"two carried columns that would be {twice[0]}", expected="one of them")
+    for name, kind in rows.kept_types.items():
+        if output.suffix == ".npz" and not (isinstance(kind, np.dtype) or _IN_ARRAYS.match(str(kind))):
+            got = f"a carried column {name} of type {kind}"
+            raise DataError(f"{output}", got=got, expected="numbers, text or dates", fix="write .parquet")
+
+
+def columns_of(part: AnsweredPart) -> dict[str, Any]:
+    """The columns (n,) of a file of answers: ids, answers and what is carried."""
+    return {"id": part.ids, **part.answers, **{kept_as(name): column for name, column in part.kept.items()}}
+
+
+def refused_lines(refused: Iterable[RefusedRow]) -> str:
+    """Refused rows as JSON lines."""
+    return "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in refused)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes it when the block ends well, and vanishes when it does not.
+
+    A block that unlinks it leaves no file. Raises DataError where the folder cannot be written to,
+    DiskError where the disk is full.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(replaced_file(path))
+        except OSError as error:
+            raise DataError(f"{path}", got=f"a place that cannot be written to ({error.strerror})") from error
+        yield temporary
+
+
+def require_parquet() -> None:
+    """Raises ModuleNotFoundError where pyarrow, which is optional, is not installed: better before any work."""
+    importlib.import_module("pyarrow")
+
+
+class NpzAnswers:
+    """Keeps all answers until the end: an archive of arrays has no room for more rows later."""
+
+    def __init__(self, path: Path, *, name: Path) -> None:
+        self._path, self._name = path, name
+        self._parts: dict[str, list[Rows]] = {}
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Adds rows."""
+        for name, column in columns.items():
+            values = column if isinstance(column, np.ndarray) else _numpy_kept(column)
+            self._parts.setdefault(name, []).append(values)
+
+    def close(self) -> None:
+        """Writes the file."""
+        with archive_writer(self._path, name=self._name) as writer:
+            for name, parts in self._parts.items():
+                writer.add(name, np.concatenate(parts))
+
+
+def _numpy_kept(column: Any) -> Rows:
+    """An Arrow column as a numpy array, in which a missing value is NaN, NaT or empty text."""
+    if str(column.type) in ("string", "large_string"):
+        return np.array(column.fill_null("").to_pylist(), np.str_)
+    values: Rows = column.to_numpy(zero_copy_only=False)
+    # Booleans with nulls between them.
+    return values.astype(np.float64) if values.dtype == np.object_ else values
+
+
+class ParquetAnswers:
+    """Writes a row group whenever enough answers have come."""
+
+    def __init__(self, path: Path, *, name: Path) -> None:
+        del name
+        # pyarrow is optional.
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._pa, self._pq, self._path = pa, pq, path
+        self._types = {name: pa.from_numpy_dtype(column.numpy_dtype) for name, column in COLUMNS.items()}
+        self._writer: Any = None
+        self._parts: list[Any] = []
+        self._rows = self._bytes = 0
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Adds rows; none of them still says which columns there are."""
+        arrays = {name: self._array(name, column) for name, column in columns.items()}
+        self._parts.append(self._pa.RecordBatch.from_pydict(arrays))
+        self._rows += len(columns["id"])
+        self._bytes += self._parts[-1].nbytes
+        if self._rows >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Writes what is left, and the end of the file."""
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _array(self, name: str, column: Any) -> Any:
+        if isinstance(column, np.ndarray) and column.ndim == 2:
+            return self._pa.FixedSizeListArray.from_arrays(self._pa.array(column.ravel()), column.shape[1])
+        return self._pa.array(column, self._types.get(name))
+
+    def _flush(self) -> None:
+        if self._parts:
+            table = self._pa.Table.from_batches(self._parts)
+            # Only now are the types of carried columns known.
+            self._writer = self._writer or self._pq.ParquetWriter(self._path, table.schema)
+            self._writer.write_table(table)
+        self._parts, self._rows, self._bytes = [], 0, 0

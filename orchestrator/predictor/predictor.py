@@ -1,0 +1,205 @@
+"""The predictor: rows in, answers out, in order; picklable, so that other processes can open it for themselves."""
+
+import asyncio
+import math
+import os
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from orchestrator.client.endpoint import Endpoint
+from orchestrator.client.over_grpc import AsyncGrpcClient
+from orchestrator.decision import Policy
+from orchestrator.predictor.asking import Asker, AsyncAnswers, BlockOutcome, patiently
+from orchestrator.predictor.pacing import request_rows
+from orchestrator.rows.blocks import RowBlock
+from orchestrator.spec.request import INPUT_DTYPES
+from orchestrator.spec.served_model import ModelInfo
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
+# Further attempts of a client at one request, within a second; then it is for the predictor to be patient.
+RETRIES = 4
+# What is read at once, so that requests of any size can be cut from it.
+BLOCK_BYTES, BLOCK_ROWS = 4 << 20, 4096
+# Rows of a block where nobody knows how large they are.
+UNSIZED_ROWS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModels:
+    """Models of a server, asked over gRPC."""
+
+    endpoint: Endpoint
+    timeout_s: float = 60.0  # longest wait for one answer
+
+    def opened(self) -> AsyncAnswers:
+        """A client, which connects when it first asks."""
+        return AsyncGrpcClient(self.endpoint, timeout_s=self.timeout_s, retries=RETRIES)
+
+
+class Predictor:
+    """Answers rows by a model, wherever its members run; nothing is connected or opened before the first row.
+
+    Args:
+        models: where the model runs: `ServedModels`, or another picklable object with such an `opened`.
+        model: name of a cascade, an ensemble or a member.
+        in_flight: requests under way at once.
+        request_rows: rows per request; None takes the number at which most rows per second are answered.
+        patience_s: how long a server that is away is waited for, before each answer; infinity until it is back.
+        probabilities: whether answers have the whole distribution.
+    """
+
+    def __init__(
+        self,
+        models: Any,
+        model: str,
+        *,
+        in_flight: int = 8,
+        request_rows: int | None = None,
+        patience_s: float = 0.0,
+        probabilities: bool = False,
+    ) -> None:
+        self.models, self.model = models, model
+        self.in_flight, self.request_rows = in_flight, request_rows
+        self.patience_s, self.probabilities = patience_s, probabilities
+        self._asker: Asker | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_asker": None}
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of connections or members; the next use opens them again."""
+        asker, self._asker = self._asker, None
+        if asker is not None:
+            _wait(asker.client.close())
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model's tensors and batch limit.
+
+        Raises ClientError where it cannot be asked.
+        """
+        return self._open().info
+
+    def note(self) -> str | None:
+        """What is doubtful about how the model's scores were taken, of all rows so far; None where nothing is."""
+        asker = self._open()
+        return asker.client.kinds.note(asker.info)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of the blocks that `outcomes` is given best: a multiple of those of a fixed request."""
+        size = row_bytes_of(self.info)
+        rows = UNSIZED_ROWS if size is None else min(BLOCK_ROWS, max(1, BLOCK_BYTES // size))
+        step = self.request_rows or 1
+        return max(step, rows // step * step)
+
+    def outcomes(self, blocks: Iterator[RowBlock]) -> Generator[BlockOutcome, None, None]:
+        """The answers to blocks of rows, in order; rows that are refused are listed beside them.
+
+        Raises:
+            ClientError: the server is gone for longer than patience lasts, too slow, or fails whatever the rows.
+            DataError: a block cannot be read.
+        """
+        outcomes = self._open().outcomes(blocks)
+        try:
+            while (outcome := _wait(_next_of(outcomes))) is not None:
+                yield outcome
+        finally:
+            _wait(_ended(outcomes))
+
+    def _open(self) -> Asker:
+        if self._asker is None:
+            self._asker = _wait(self._opened())
+        return self._asker
+
+    async def _opened(self) -> Asker:
+        client = self.models.opened()
+        try:
+            info = await patiently(lambda: client.metadata(self.model), client, patience_s=self.patience_s)
+        except BaseException:
+            await client.close()
+            raise
+        size = request_rows(
+            self.request_rows,
+            limit=info.max_batch_size,
+            row_bytes=row_bytes_of(info),
+            in_flight=self.in_flight,
+        )
+        return Asker(
+            client=client,
+            info=info,
+            # By the plan's own thresholds: a job must not get other answers for the load that it makes itself.
+            policy=Policy(gear=0) if info.has_stages else None,
+            size=size,
+            in_flight=self.in_flight,
+            patience_s=self.patience_s,
+            probabilities=self.probabilities,
+        )
+
+
+def row_bytes_of(info: ModelInfo) -> int | None:
+    """Bytes of one row as a request carries it; None for text and for lengths that vary."""
+    sizes = [math.prod(tensor.shape[1:]) for tensor in info.inputs]
+    if any(tensor.is_text or -1 in tensor.shape[1:] for tensor in info.inputs):
+        return None
+    types = [np.dtype(INPUT_DTYPES.get(tensor.dtype, "float32")) for tensor in info.inputs]
+    return sum(size * kind.itemsize for size, kind in zip(sizes, types, strict=True))
+
+
+async def _next_of(outcomes: AsyncGenerator[BlockOutcome, None]) -> BlockOutcome | None:
+    return await anext(outcomes, None)
+
+
+async def _ended(outcomes: AsyncGenerator[BlockOutcome, None]) -> None:
+    await outcomes.aclose()
+
+
+def _wait(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine gives in the loop of this process; it is ended first where this thread is interrupted."""
+    loop = _loop(os.getpid())
+    done: Future[T] = Future()
+    tasks: list[asyncio.Task[T]] = []
+
+    def begin() -> None:
+        tasks.append(loop.create_task(work))
+        tasks[0].add_done_callback(hand_over)
+
+    def hand_over(task: asyncio.Task[T]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            done.set_result(task.result())
+        else:
+            done.set_exception(error)
+
+    loop.call_soon_threadsafe(begin)
+    try:
+        return done.result()
+    except BaseException:
+        if not done.done():
+            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            done.exception()
+        raise
+
+
+@cache
+def _loop(process: int) -> asyncio.AbstractEventLoop:
+    """The event loop of a process, in a thread of its own: gRPC's asyncio does not bear several of them well."""
+    del process
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="committee-predictor", daemon=True).start()
+    return loop
