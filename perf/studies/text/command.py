@@ -43,7 +43,7 @@ gathered to full batches, and the decision between the stages is not in the time
 TARGET = 4
 _SERVED = """
 The plan {asked}, served beside {best}, the rival: Triton's own ensemble of the tokenizer and the
-member, with dynamic batching and an instance for each core. All in one server, embedded Triton
+member, with dynamic batching and an instance for each core. {in_process}All in one server, embedded Triton
 {triton}, whose ONNX Runtime backend is a stand-in in Python; perf_analyzer on the same {cores} cores keeps
 {in_flight} requests in flight, rows of the test part in their order. {rounds} windows of {seconds:g} s for each
 route, {longer:g} s with 32 rows, in turns; medians, and the geometric mean of the ratios within rounds with its
@@ -238,7 +238,7 @@ def _served_parts(results: dict[str, Any]) -> list[str]:
         for batch, times in served["batches"].items()
         for name, figures in times["routes"].items()
     ]
-    checked, busy = served["checked"], served["cores_in_use"]
+    busy = served["cores_in_use"]
     said = _SERVED.format(
         asked=served["asked"],
         best=served["best"],
@@ -248,16 +248,20 @@ def _served_parts(results: dict[str, Any]) -> list[str]:
         longer=served["seconds_of_32"],
         cores=served["cores"],
         triton=served["triton"],
+        in_process=f"{served['in_process']} is the same plan, rendered with `--in-process 1`. "
+        if "in_process" in served
+        else "",
         busy=f"Other work used {busy:.1f} of the {served['cores']} cores when it began: rows per second are "
         "less than an idle machine gives and their ratios uncertain, more so for the slower side, whose windows "
         "hold few requests. CPU time per row hardly feels that. "
         if busy > served["cores"] / 8
         else "",
     )
-    held = (
-        f"Held to replay: of {checked['rows']:,} answers, each row a request of its own and "
+    held = " ".join(
+        f"Held to replay: of {checked['rows']:,} answers of {name}, each row a request of its own and "
         f"{checked['in_flight']} in flight, {checked['differing']} differ in label or exit stage; "
         f"{checked['near']} rows within 1e-5 of a threshold are not counted."
+        for name, checked in served["checked"].items()
     )
     return [
         "## Served",
@@ -283,12 +287,13 @@ def _times(served: dict[str, Any]) -> str:
     """The ratios with their intervals, and whether the target is met."""
     parts = []
     for batch, found in served["batches"].items():
-        fast, cpu = found["times_rows_per_s"], found["times_less_cpu"]
         words = "requests of one row" if batch == "1" else f"requests of {batch} rows"
-        met = "met" if fast["low"] >= TARGET else "not met" if fast["high"] < TARGET else "within the interval"
-        parts.append(
-            f"With {words} the cascade answers {fast['times']:.2f} [{fast['low']:.2f}, {fast['high']:.2f}] times "
-            f"as many rows per second as the rival (target {TARGET}: {met}), for {cpu['times']:.2f} "
-            f"[{cpu['low']:.2f}, {cpu['high']:.2f}] times less CPU time of the server per row."
-        )
+        for name, times in found["times"].items():
+            fast, cpu = times["rows_per_s"], times["less_cpu"]
+            met = "met" if fast["low"] >= TARGET else "not met" if fast["high"] < TARGET else "within the interval"
+            parts.append(
+                f"With {words} {name} answers {fast['times']:.2f} [{fast['low']:.2f}, {fast['high']:.2f}] times "
+                f"as many rows per second as the rival (target {TARGET}: {met}), for {cpu['times']:.2f} "
+                f"[{cpu['low']:.2f}, {cpu['high']:.2f}] times less CPU time of the server per row."
+            )
     return " ".join(parts)

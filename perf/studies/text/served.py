@@ -1,10 +1,12 @@
 """The cascade of texts served beside the most accurate member: rows per second in turns, answers held to replay.
 
-The rival is Triton's own ensemble of the tokenizer and the member, with dynamic batching. It has an instance
-for each core; the cascade's members have one each.
+The cascade is served twice: as it is rendered by default, and with its first stage in its own process. The rival
+is Triton's own ensemble of the tokenizer and the member, with dynamic batching. It has an instance for each core;
+the cascade's members have one each.
 """
 
 import asyncio
+import dataclasses
 import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +24,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from orchestrator.cli.demo_routes import compare_with_replay
 from orchestrator.client.answers import joined
 from orchestrator.client.over_grpc import AsyncGrpcClient, closed_loop
-from orchestrator.errors import RepositoryError, ServerFaultError
+from orchestrator.errors import RepositoryError, ServerFaultError, ServingError
 from orchestrator.pbtxt import CONFIG, config_from_path, text_from_config
 from orchestrator.planner.records import Records
 from orchestrator.repository.checked import render_checked
@@ -41,6 +43,9 @@ from perf.studies.text.study import CASCADE
 
 IN_FLIGHT, BATCHES = 16, (1, 32)
 CHECKED_IN_FLIGHT = 64
+# The same plan, rendered with its first stage in process.
+IN_PROCESS = f"{CASCADE}_in_process"
+CASCADES = (CASCADE, IN_PROCESS)
 # A window must hold many whole answers.
 LONGER = {1: 1, 32: 4}
 _WARM_S = 3.0
@@ -81,8 +86,8 @@ def served_study(
         served, rivals = rendered(spec, best, repository, Path(made) / "served")
         with embedded(served, progress=say) as server:
             say(f"holding {len(rows)} answers to replay, {CHECKED_IN_FLIGHT} in flight")
-            checked = asyncio.run(_checked(server.grpc_address, spec, records, rows))
-            routes = [CASCADE, *rivals]
+            checked = _held(server.grpc_address, spec, records, rows)
+            routes = [*CASCADES, *rivals]
             timed = _windows(server, routes, inputs=inputs, rounds=rounds, seconds=seconds, say=say)
             version = server.version
     return {
@@ -94,6 +99,7 @@ def served_study(
         "cores": core_count(),
         "cores_in_use": busy,
         "best": best,
+        "in_process": IN_PROCESS,
         "rivals": rivals,
         "checked": checked,
         "windows": timed,
@@ -142,8 +148,9 @@ def _windows(
 
 
 def rendered(spec: CascadeSpec, best: str, repository: Path, folder: Path) -> tuple[Path, dict[str, int]]:
-    """A repository with the cascade and its rivals, and how many instances each rival has."""
-    _, report = render_checked(repository, cascades=[spec], output=folder)
+    """A repository with both forms of the cascade and its rivals, and how many instances each rival has."""
+    forms = [spec, dataclasses.replace(spec, name=IN_PROCESS, in_process=1)]
+    _, report = render_checked(repository, cascades=forms, output=folder)
     if not report:
         raise RepositoryError(f"repository {folder}", got=str(report))
     rivals = {}
@@ -190,27 +197,59 @@ def _write_rival(name: str, folder: Path, repository: Path, member: str, *, inst
     write_all(folder / name, {"1/.gitkeep": b"", CONFIG: text_from_config(ensemble, source="the study")})
 
 
-async def _checked(address: str, spec: CascadeSpec, records: Records, rows: npt.NDArray[Any]) -> dict[str, int]:
-    """Every row as a request of its own: how many answers are other than replay's."""
+def _held(address: str, spec: CascadeSpec, records: Records, rows: npt.NDArray[Any]) -> dict[str, dict[str, int]]:
+    """Every row as a request of its own to each cascade: how many answers are other than replay's.
+
+    Raises ServingError where the form in process calls a member of the first stage, as it does where it has to.
+    """
+    found = {}
+    with closing(Statistics(address)) as statistics:
+        for name in CASCADES:
+            before = statistics.counts()
+            answers = asyncio.run(_asked(address, name, rows))
+            asked = counted_between(before, statistics.counts())
+            called = [member.name for member in spec.stages[0].members if member.name in asked]
+            if name == IN_PROCESS and called:
+                got = f"calls of {', '.join(called)}"
+                raise ServingError(
+                    name, got=got, expected="its first stage in process", fix="read the server's log"
+                )
+            differing, near = compare_with_replay(spec, records, joined(answers))
+            found[name] = {
+                "rows": len(rows),
+                "in_flight": CHECKED_IN_FLIGHT,
+                "differing": differing,
+                "near": len(near),
+            }
+    return found
+
+
+async def _asked(address: str, model: str, rows: npt.NDArray[Any]) -> list[Any]:
     async with AsyncGrpcClient(address) as client:
-        done = await closed_loop(partial(client.infer, CASCADE), rows, concurrency=CHECKED_IN_FLIGHT)
-    differing, near = compare_with_replay(spec, records, joined(done.answers))
-    return {"rows": len(rows), "in_flight": CHECKED_IN_FLIGHT, "differing": differing, "near": len(near)}
+        done = await closed_loop(partial(client.infer, model), rows, concurrency=CHECKED_IN_FLIGHT)
+    return done.answers
 
 
 def compared(windows: Sequence[Mapping[str, Any]], batch: int, rivals: Mapping[str, int]) -> dict[str, Any]:
-    """The routes under one load, and the cascade over the faster rival: median, and an interval over rounds."""
+    """The routes under one load, and each cascade over the faster rival: median, and an interval over rounds."""
+    measured = [one for one in windows if one["batch"] == batch]
+    cascades = [name for name in CASCADES if any(one["route"] == name for one in measured)]
     routes = {}
-    for route in (CASCADE, *rivals):
-        found = [one for one in windows if (one["route"], one["batch"]) == (route, batch)]
+    for route in (*cascades, *rivals):
+        found = [one for one in measured if one["route"] == route]
         names = ("rows_per_s", "cpu_ms_per_row", "p50_ms", "p99_ms")
         routes[route] = {name: float(np.median([one[name] for one in found])) for name in names}
     rival = max(rivals, key=lambda name: routes[name]["rows_per_s"])
     return {
         "routes": routes,
         "rival": rival,
-        "times_rows_per_s": times_with_interval(windows, batch, CASCADE, rival, "rows_per_s"),
-        "times_less_cpu": times_with_interval(windows, batch, rival, CASCADE, "cpu_ms_per_row"),
+        "times": {
+            name: {
+                "rows_per_s": times_with_interval(windows, batch, name, rival, "rows_per_s"),
+                "less_cpu": times_with_interval(windows, batch, rival, name, "cpu_ms_per_row"),
+            }
+            for name in cascades
+        },
     }
 
 

@@ -15,7 +15,7 @@ from orchestrator.errors import ExportError
 from perf.studies.text.linear import Linear, logits_of_pipeline, onnx_from_pipeline
 from perf.studies.text.members import export_text
 from perf.studies.text.pairs import trained_pairs
-from perf.studies.text.served import compared, times_with_interval
+from perf.studies.text.served import IN_PROCESS, compared, times_with_interval
 from perf.studies.text.study import CASCADE, asked_in_stages
 from perf.studies.text.teacher import targets_of
 from perf.studies.text.transformer import (
@@ -153,10 +153,13 @@ def test_the_cascade_is_held_against_the_faster_rival_round_by_round() -> None:
     # Both routes are slower in the second round, by the same factor.
     windows = [window(1, CASCADE, 400, 2), window(1, "a_1", 50, 10), window(1, "a_2", 100, 10)]
     windows += [window(2, CASCADE, 200, 4), window(2, "a_1", 30, 20), window(2, "a_2", 50, 20)]
+    windows += [window(1, IN_PROCESS, 600, 1), window(2, IN_PROCESS, 300, 2)]
     found = compared(windows, 1, {"a_1": 1, "a_2": 2})
     assert found["rival"] == "a_2"
-    assert found["times_rows_per_s"] == pytest.approx({"times": 4, "low": 4, "high": 4})
-    assert found["times_less_cpu"]["times"] == pytest.approx(5)
+    assert found["times"][CASCADE]["rows_per_s"] == pytest.approx({"times": 4, "low": 4, "high": 4})
+    assert found["times"][CASCADE]["less_cpu"]["times"] == pytest.approx(5)
+    assert found["times"][IN_PROCESS]["rows_per_s"]["times"] == pytest.approx(6)
+    assert found["times"][IN_PROCESS]["less_cpu"]["times"] == pytest.approx(10)
     assert found["routes"][CASCADE]["rows_per_s"] == 300
     wide = times_with_interval(windows, 1, CASCADE, "a_1", "rows_per_s")
     assert wide["low"] < wide["times"] < wide["high"]
