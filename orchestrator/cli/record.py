@@ -103,6 +103,14 @@ def record(
     label_column: Annotated[
         str | None, typer.Option("--label-column", "--label", help="Array or column that holds the labels.")
     ] = None,
+    group_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Array or column that says which rows belong together, such as those of one patient or document: "
+            "planning keeps them on one side.",
+            show_default=False,
+        ),
+    ] = None,
     by_order: Annotated[
         bool,
         typer.Option("--labels-by-order", help="Take sorted class names for the classes in order, not by name."),
@@ -201,6 +209,7 @@ def record(
             missing_as_nan=missing_as_nan,
             id_column=id_column,
             label_column=label_column,
+            group_column=group_column,
         ),
     )
     tell = partial(typer.echo, err=True)

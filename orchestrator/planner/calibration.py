@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 from orchestrator.decision import softmax
 from orchestrator.decision.combine import scaled_logits
 from orchestrator.planner.candidates import answers_of, in_cost_order
-from orchestrator.planner.dataset_split import DatasetSplit, records_of_rows, shuffled
+from orchestrator.planner.dataset_split import DatasetSplit, records_of_rows, shuffled_halves
 from orchestrator.planner.goal import (
     ENSEMBLE,
     Goal,
@@ -151,17 +151,17 @@ def calibrate(
 
     Of the split only the search part is looked at; `progress` shows one step per half.
     """
-    half, why_not = len(split.search) // 2, ""
+    why_not = ""
     if records.labels is None or goal.label_free:
         why_not = "no labels to fit temperatures on"
     elif goal.reference == ENSEMBLE:
         why_not = "temperatures would change the reference, an average of all members"
-    elif half < FEWEST:
+    elif len(split.search) // 2 < FEWEST:
         why_not = f"{len(split.search)} search rows, fewer than {2 * FEWEST}"
     if why_not:
         return CalibrationResult(kept=False, reason=why_not)
-    order = shuffled(records.ids, split.search, seed=split.seed)
-    one, other = (records_of_rows(records, np.sort(part[:MOST])) for part in (order[:half], order[half:]))
+    halves = shuffled_halves(records, split.search, seed=split.seed)
+    one, other = (records_of_rows(records, np.sort(half[:MOST])) for half in halves)
     folds = []
     with progress("trying temperatures", 2) as advance:
         for halves in ((one, other), (other, one)):

@@ -1,4 +1,7 @@
-"""Rows split in two: to choose a plan on and to certify it, or to plan with and to evaluate on."""
+"""Rows split in two: to choose a plan on and to certify it, or to plan with and to evaluate on.
+
+Rows that belong together, a group, stay on one side; without groups each row is one by itself.
+"""
 
 import dataclasses
 import hashlib
@@ -33,27 +36,48 @@ class DatasetSplit:
     seed: int
 
 
-def split_from_ids(ids: npt.NDArray[Any], *, certify_share: float, seed: int = 0) -> DatasetSplit:
+def split_from_ids(
+    ids: npt.NDArray[Any], *, certify_share: float, seed: int = 0, groups: npt.NDArray[Any] | None = None
+) -> DatasetSplit:
     """Splits unique ids (n,) by a hash of id and seed: the same rows come out whatever order they are in.
 
-    The part `certify_share` of them is kept to certify; 0 keeps none.
+    The part `certify_share` of them is kept to certify; 0 keeps none. With groups (n,) the hash is that of a row's
+    group, and as many rows are kept as whole groups come nearest to.
 
     Raises:
         DataError: a part is too small to be of use.
     """
-    kept = round(certify_share * len(ids))
+    order = np.argsort(_hashes(ids if groups is None else groups, seed), kind="stable")
+    kept = _place_between_groups(order, groups, round(certify_share * len(ids)))
     got, least, fix = f"{len(ids) - kept} rows to search", f"at least {FEWEST_ROWS}", "record more rows"
     if certify_share > 0:
         got, least, fix = f"{got} and {kept} to certify", f"{least} of each", f"{fix} or use `certify=False`"
     if len(ids) - kept < FEWEST_ROWS or (certify_share > 0 and kept < FEWEST_ROWS):
-        raise DataError("records", got=got, expected=least, fix=fix)
-    order = np.argsort(_hashes(ids, seed), kind="stable")
+        raise DataError("records", got=got + _in_groups(groups), expected=least, fix=fix)
     return DatasetSplit(search=np.sort(order[kept:]), certify=np.sort(order[:kept]), seed=seed)
 
 
-def shuffled(ids: npt.NDArray[Any], rows: npt.NDArray[np.intp], *, seed: int) -> npt.NDArray[np.intp]:
-    """The given rows in an order that depends on their ids and the seed alone."""
-    return np.asarray(rows[np.argsort(_hashes(ids[rows], -1 - seed), kind="stable")])
+def shuffled_halves(
+    records: Records, rows: npt.NDArray[np.intp], *, seed: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The given rows in two halves, each in an order that depends on ids, or groups, and the seed alone."""
+    names = records.ids if records.groups is None else records.groups
+    order = np.asarray(rows[np.argsort(_hashes(names[rows], -1 - seed), kind="stable")])
+    half = _place_between_groups(order, records.groups, len(rows) // 2)
+    return order[:half], order[half:]
+
+
+def _place_between_groups(order: npt.NDArray[np.intp], groups: npt.NDArray[Any] | None, wanted: int) -> int:
+    """The place nearest to `wanted` in the rows of `order` that divides no group; groups stand together there."""
+    if groups is None:
+        return wanted
+    named = groups[order]
+    places = np.array([0, *(np.flatnonzero(named[1:] != named[:-1]) + 1), len(order)])
+    return int(places[np.abs(places - wanted).argmin()])
+
+
+def _in_groups(groups: npt.NDArray[Any] | None) -> str:
+    return "" if groups is None else f", in {len(np.unique(groups))} groups, which stay together"
 
 
 def _hashes(ids: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
@@ -71,6 +95,7 @@ def records_of_rows(
         records,
         ids=records.ids[rows],
         labels=None if records.labels is None else records.labels[rows],
+        groups=None if records.groups is None else records.groups[rows],
         outputs={name: records.outputs[name][rows] for name in names},
         cost={name: records.cost[name] for name in names},
     )
@@ -79,8 +104,8 @@ def records_of_rows(
 def parts_from_records(records: Records, *, share: float, seed: int) -> tuple[Records, Records]:
     """Two disjoint parts, by a hash of ids and seed, so that records of the same rows are always cut alike.
 
-    The first part gets `share` of the rows. Each has a `data_sha256` of its own, a hash of the whole's and the
-    ids, by which `has_seen` tells the rows a plan was chosen on from the others.
+    The first part gets `share` of the rows, as near as whole groups come to it. Each has a `data_sha256` of its
+    own, a hash of the whole's and the ids, by which `has_seen` tells rows that a plan was chosen on from others.
 
     Raises:
         DataError: a part has too few rows to be of use.
@@ -89,10 +114,9 @@ def parts_from_records(records: Records, *, share: float, seed: int) -> tuple[Re
     if not FEWEST_ROWS <= first <= records.rows - FEWEST_ROWS:
         got = f"parts of {first} and {records.rows - first} rows"
         raise DataError(f"`share` {share:g}", got=got, expected=f"at least {FEWEST_ROWS} rows in each")
-    split, cut = (
-        split_from_ids(records.ids, certify_share=1 - first / records.rows, seed=seed),
-        {"share": share, "seed": seed},
-    )
+    groups = records.groups
+    split = split_from_ids(records.ids, certify_share=1 - first / records.rows, seed=seed, groups=groups)
+    cut = {"share": share, "seed": seed, **({} if groups is None else {"groups": sha256_of_array(groups)})}
     return (
         _part(records, split.search, {"part": "first", **cut}),
         _part(records, split.certify, {"part": "rest", **cut}),
@@ -112,6 +136,8 @@ def _part(records: Records, rows: npt.NDArray[np.intp], facts: dict[str, Any]) -
 
 # Keys in `meta` of records and `fit.extra` of plans that say which recordings rows are from.
 PART, JOINED = "part", "joined_rows"
+# What decides on which side of a cut a row is.
+_CUT = ("share", "seed", "groups")
 
 
 def kept_origin(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +163,7 @@ def _is_other_part(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether these are the two sides of one cut of one recording."""
     ours, theirs = one.get(PART) or {}, other.get(PART) or {}
     whole = bool(ours) and ours.get("data_sha256") == theirs.get("data_sha256")
-    same_cut = all(ours.get(key) == theirs.get(key) for key in ("share", "seed"))
+    same_cut = all(ours.get(key) == theirs.get(key) for key in _CUT)
     return whole and same_cut and one.get("data_sha256") != other.get("data_sha256")
 
 
@@ -157,4 +183,4 @@ def _share_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     if hashes[0] in (hashes[1], theirs.get("data_sha256")) or ours.get("data_sha256") == hashes[1]:
         return True
     siblings = bool(ours) and bool(theirs) and ours.get("data_sha256") == theirs.get("data_sha256")
-    return siblings and any(ours.get(key) != theirs.get(key) for key in ("share", "seed"))
+    return siblings and any(ours.get(key) != theirs.get(key) for key in _CUT)

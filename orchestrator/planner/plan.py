@@ -174,7 +174,7 @@ def plan_from_records(
     options = options or SearchOptions()
     goal = _settled(goal, base, records, random_weights={*random_weights, *random_members(records)})
     share = options.certify_share if goal.certify else 0.0
-    split = split_from_ids(records.ids, certify_share=share, seed=options.seed)
+    split = split_from_ids(records.ids, certify_share=share, seed=options.seed, groups=records.groups)
     calibration = CalibrationResult(kept=False, reason="not asked for")
     if options.calibrate:
         calibration = calibrate(base, records, goal, split=split, options=options, progress=progress)
@@ -312,13 +312,15 @@ def frontier_points(result: SearchResult, pool: Sequence[Member]) -> tuple[Front
 
 
 def _extra(decision: Decision, origin: _Origin, *, agreement: float) -> dict[str, Any]:
-    split, goal, meta = origin.split, origin.goal, origin.records.meta
+    split, goal, meta, groups = origin.split, origin.goal, origin.records.meta, origin.records.groups
+    parts = (("search", split.search), ("certify", split.certify))
     extra: dict[str, Any] = {
         "split": {
-            "by": "hash of id and seed",
+            "by": "hash of id and seed" if groups is None else "hash of group and seed",
             "seed": split.seed,
             "search_rows": len(split.search),
             "certify_rows": len(split.certify),
+            **({} if groups is None else {f"{name}_groups": len(np.unique(groups[rows])) for name, rows in parts}),
         },
         "calibration": origin.calibration.facts(),
         # Which recordings the rows are from, so that `evaluate` knows the rest of one from the whole.

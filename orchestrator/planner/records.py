@@ -3,6 +3,7 @@
 One `.npz`, readable and writable with numpy alone (docs/records.md):
     ids              (n,) whole numbers or text, unique
     labels           int64 (n,), optional
+    groups           (n,) whole numbers or text, optional: rows of one group are not independent of each other
     outputs/<member> float32 (n, k)
     cost/<member>    float64 (), cost per row
     meta             () JSON text: data_sha256, the members' sha256 and output_kind, ...; may be {} or absent
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError, first_few, shown
-from orchestrator.rows.blocks import check_ids, check_labels
+from orchestrator.rows.blocks import check_ids, check_labels, check_names
 from orchestrator.rows.npz import NpzWriter, arrays_from_path, npz_writer, shapes_from_path
 from orchestrator.spec import Member
 from orchestrator.spec.documents import value_from_json
@@ -28,7 +29,7 @@ from orchestrator.spec.validation import COSTS, is_cost
 
 Array = npt.NDArray[Any]
 # Arrays of a file by their names.
-SMALL, OUTPUTS, COST = ("ids", "labels", "meta"), "outputs/", "cost/"
+SMALL, OUTPUTS, COST = ("ids", "labels", "groups", "meta"), "outputs/", "cost/"
 # Keys of `meta` that are worked with, and what they hold; null is as good as missing.
 _KINDS = {
     **dict.fromkeys(("members", "recorded_with", "skipped", "part"), dict),
@@ -52,6 +53,7 @@ class Records:
         outputs: member name -> float32 (n, k), as the member gave them; -inf only beside finite scores.
         cost: member name -> cost per row.
         meta: what else is known, as JSON values.
+        groups: (n,), whole numbers or text: which rows belong together; None where each stands by itself.
 
     Raises:
         DataError: parts that do not fit together.
@@ -62,13 +64,15 @@ class Records:
     outputs: Mapping[str, npt.NDArray[np.float32]]
     cost: Mapping[str, float]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    groups: npt.NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         outputs = {name: np.asarray(scores, np.float32) for name, scores in self.outputs.items()}
         labels = None if self.labels is None else np.asarray(self.labels)
-        vars(self).update(ids=np.asarray(self.ids), labels=labels, outputs=outputs)
+        groups = None if self.groups is None else np.asarray(self.groups)
+        vars(self).update(ids=np.asarray(self.ids), labels=labels, outputs=outputs, groups=groups)
         shapes = {name: array.shape for name, array in outputs.items()}
-        rows, _ = _checked_shape(self.ids, self.labels, shapes=shapes, cost=self.cost)
+        rows, _ = _checked_shape(self.ids, self.labels, groups, shapes=shapes, cost=self.cost)
         for name, scores in self.outputs.items():
             bad = unusable_rows(scores)
             if len(bad):
@@ -119,6 +123,7 @@ class RecordsFile:
     classes: int
     cost: Mapping[str, float]
     meta: Mapping[str, Any]
+    groups: Array | None = None
 
     @property
     def rows(self) -> int:
@@ -159,7 +164,12 @@ def unusable_rows(scores: Array) -> npt.NDArray[np.int64]:
 
 
 def _checked_shape(
-    ids: Array, labels: Array | None, *, shapes: Mapping[str, tuple[int, ...]], cost: Mapping[str, float]
+    ids: Array,
+    labels: Array | None,
+    groups: Array | None,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    cost: Mapping[str, float],
 ) -> tuple[int, int]:
     """Rows and classes of records whose parts fit together; `shapes` are those of the members' outputs."""
     if not shapes:
@@ -175,6 +185,8 @@ def _checked_shape(
     check_ids("records", ids, rows)
     if labels is not None:
         check_labels("records", labels, rows=rows, classes=classes)
+    if groups is not None:
+        check_names("records", groups, rows, kind="groups")
     _check_costs(shapes, cost)
     return rows, classes
 
@@ -233,6 +245,8 @@ def _fill(writer: NpzWriter, small: Records | RecordsFile, outputs: Mapping[str,
     writer.add("ids", small.ids)
     if small.labels is not None:
         writer.add("labels", small.labels)
+    if small.groups is not None:
+        writer.add("groups", small.groups)
     for name, parts in outputs.items():
         writer.stream(f"{OUTPUTS}{name}", np.float32, shape=(small.rows, small.classes), parts=parts)
         writer.add(f"{COST}{name}", np.float64(small.cost[name]))
@@ -263,7 +277,8 @@ def records_file_from_path(path: Path) -> RecordsFile:
         small = _small_parts(path)
         found = shapes_from_path(path, what="records", wanted=lambda name: name.startswith(OUTPUTS))
         shapes = {name.removeprefix(OUTPUTS): shape for name, shape in found.items()}
-        _, classes = _checked_shape(small["ids"], small["labels"], shapes=shapes, cost=small["cost"])
+        known = small["ids"], small["labels"], small["groups"]
+        _, classes = _checked_shape(*known, shapes=shapes, cost=small["cost"])
         small["cost"] = {name: small["cost"][name] for name in shapes}
         return RecordsFile(path=path, classes=classes, **small)
 
@@ -292,6 +307,7 @@ def _small_parts(path: Path) -> dict[str, Any]:
     return {
         "ids": small["ids"],
         "labels": labels,
+        "groups": small.get("groups"),
         "cost": {name: _cost_from_array(name, array) for name, array in costs.items()},
         "meta": _meta_from_array(small.get("meta")),
     }

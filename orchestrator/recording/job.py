@@ -302,8 +302,9 @@ def records_of(
         meta = meta_of(pool, source, data=data, sha256=source.data_sha256, skipped={}, seen=seen)
         labels = source.labels.numbers
         labels = None if labels is None else labels[wanted]
+        groups = None if source.groups is None else source.groups[wanted]
         cost = costs_of_rows(pool, lengths, meta)
-        return Records(ids=source.ids[wanted], labels=labels, outputs=outputs, cost=cost, meta=meta)
+        return Records(ids=source.ids[wanted], labels=labels, groups=groups, outputs=outputs, cost=cost, meta=meta)
 
 
 def _check_labelled(source: RowSource, wanted: Indices) -> None:
@@ -328,6 +329,7 @@ def _header(task: RecordingTask, options: RecordOptions) -> dict[str, Any]:
         "data": options.data,
         "data_identity": source.identity,
         "labels": None if labels is None else sha256_of_array(labels),
+        **({} if source.groups is None else {"groups": sha256_of_array(source.groups)}),
         "rows": len(source.ids),
         "limit": options.limit,
         "members": pool.about(),
@@ -398,6 +400,9 @@ def _finished(shards: Shards, task: RecordingTask, options: RecordOptions) -> di
     if count := shards.non_finite():
         meta[NON_FINITE] = count
     cost = costs_of_rows(pool, {name: shards.lengths(name) for name in pool.lengths}, meta)
-    file = RecordsFile(path=output, ids=ids, labels=labels, classes=pool.classes, cost=cost, meta=meta)
+    groups = None if source.groups is None else source.groups[rows]
+    file = RecordsFile(
+        path=output, ids=ids, labels=labels, groups=groups, classes=pool.classes, cost=cost, meta=meta
+    )
     write_records_in_parts(file, {name: shards.outputs(name) for name in pool.names})
     return summary_of(file, shards.outputs, pool, source, seen=seen) | {"resumed_rows": shards.resumed}

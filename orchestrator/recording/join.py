@@ -69,6 +69,7 @@ def join_records(
         path=output,
         ids=ids[kept],
         labels=table.labels(kept),
+        groups=table.groups(kept),
         classes=files[0].classes,
         cost={name: _one_cost(name, files) for name in members},
         meta=joined_meta(files, kept=ids[kept], left_out=np.delete(ids, kept)),
@@ -223,25 +224,50 @@ class _Table:
 
     def labels(self, kept: Codes) -> npt.NDArray[np.int64] | None:
         """int64 (n,) of the kept rows, None where no file has any."""
+        values = [file.labels for file in self.files]
+        return self._agreed("label", values, kept)
+
+    def groups(self, kept: Codes) -> Array | None:
+        """Groups (n,) of the kept rows, None where no file has any."""
+        held = [file.groups for file in self.files]
+        some = [groups for groups in held if groups is not None]
+        if not some:
+            return None
+        words = ["text" if groups.dtype.kind in "US" else "numbers" for groups in some]
+        having = [file for file in self.files if file.groups is not None]
+        _check_same(having, words, "groups that are {} in {}, {} in {}", expected="groups of one kind")
+        names, codes = np.unique(np.concatenate(some), return_inverse=True)
+        parts = iter(np.split(codes, np.cumsum([len(groups) for groups in some])[:-1]))
+        found = self._agreed("group", [None if groups is None else next(parts) for groups in held], kept, names)
+        return None if found is None else names[found]
+
+    def _agreed(
+        self, kind: str, values: Sequence[Array | None], kept: Codes, names: Array | None = None
+    ) -> npt.NDArray[np.int64] | None:
+        """What the files say of the kept rows, (n,) whole numbers from 0, places in `names` where there are such.
+
+        None where no file says anything.
+        """
         known = np.full(len(self.ids), -1, np.int64)
-        for file, codes in zip(self.files, self.codes, strict=True):
-            if file.labels is None:
+        for file, codes, said in zip(self.files, self.codes, values, strict=True):
+            if said is None:
                 continue
             before = known[codes]
-            other = (before >= 0) & (before != file.labels)
+            other = (before >= 0) & (before != said)
             if other.any():
                 at = int(np.flatnonzero(other)[0])
-                got = f"label {file.labels[at]} of row {file.ids[at]}, and {before[at]} in a file before it"
-                fix = "record all with the same labels"
-                raise DataError(f"records {file.path}", got=got, expected="the same label", fix=fix)
-            known[codes] = file.labels
+                now, then = (one if names is None else names[one] for one in (said[at], before[at]))
+                got = f"{kind} {now} of row {file.ids[at]}, and {then} in a file before it"
+                fix = f"record all with the same {kind}s"
+                raise DataError(f"records {file.path}", got=got, expected=f"the same {kind}", fix=fix)
+            known[codes] = said
         found = known[kept]
         if (found < 0).all():
             return None
         if (found < 0).any():
             without = self.ids[kept][found < 0]
-            got = f"no label of {len(without)} of {len(kept)} rows, id {first_few(without)}"
-            raise DataError("records to join", got=got, expected="a label in every row, or in none")
+            got = f"no {kind} of {len(without)} of {len(kept)} rows, id {first_few(without)}"
+            raise DataError("records to join", got=got, expected=f"a {kind} in every row, or in none")
         return found
 
     def scores(self, name: str, kept: Codes, output: Path) -> Iterator[npt.NDArray[np.float32]]:

@@ -355,8 +355,11 @@ def _certify_quality(spec: CascadeSpec, records: Records, correct: Bools) -> Sha
     kept = split.get("certify_rows", 0)
     if not kept or kept + split.get("search_rows", 0) != records.rows:
         return None
-    again = split_from_ids(records.ids, certify_share=kept / records.rows, seed=split.get("seed", 0))
-    return share_of(correct[again.certify])
+    groups = records.groups if "certify_groups" in split else None
+    again = split_from_ids(
+        records.ids, certify_share=kept / records.rows, seed=split.get("seed", 0), groups=groups
+    )
+    return share_of(correct[again.certify]) if len(again.certify) == kept else None
 
 
 def _stages(found: ReportInput) -> tuple[StageFacts, ...]:

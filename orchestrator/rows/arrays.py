@@ -50,6 +50,7 @@ class ArrayRows:
         name: of the array in the archive.
         ids: (n,), int64 or text; None where the file has none.
         labels: (n,), None where the file has none.
+        groups: (n,), int64 or text, which rows belong together; None where nobody says so.
         kept: name -> array (n,) that goes into the answers.
     """
 
@@ -60,6 +61,7 @@ class ArrayRows:
     name: str = ""
     ids: Rows | None = None
     labels: Rows | None = None
+    groups: Rows | None = None
     kept: Mapping[str, Rows] = field(default_factory=dict)
 
     def pieces(self, wanted: Indices | None, start: int, size: int) -> Iterator[RowPiece]:
@@ -118,7 +120,13 @@ class ArrayRows:
         if labels.numbers is not None:
             identity["labels_sha256"] = sha256_of_array(labels.numbers)
         return RowSource(
-            name=path, ids=ids, labels=labels, pieces=self.pieces, identity=identity, data_sha256=sha256
+            name=path,
+            ids=ids,
+            labels=labels,
+            pieces=self.pieces,
+            identity=identity,
+            data_sha256=sha256,
+            groups=self.groups,
         )
 
     def sha256(self) -> str:
@@ -174,7 +182,7 @@ def _digits(text: str, info: ModelInfo, name: str) -> ArrayRows:
 def _docstrings(text: str, info: ModelInfo, name: str) -> ArrayRows:
     split = docstrings_split(name)
     texts = np.array([one.encode() for one in split.texts])[:, None]
-    return replace(_whole(Path(text), info, texts), ids=split.ids, labels=split.labels)
+    return replace(_whole(Path(text), info, texts), ids=split.ids, labels=split.labels, groups=split.groups)
 
 
 _INSTALLED: dict[str, Callable[[str, ModelInfo, str], ArrayRows]] = {"digits": _digits, "docstrings": _docstrings}
@@ -260,9 +268,10 @@ def stored_array(path: Path, stored: Any, name: str) -> ArrayRows:
 
 
 def companions_from_npz(path: Path, stored: Any, columns: ColumnNames, total: int) -> dict[str, Any]:
-    """Ids, labels and carried arrays of an archive, fields of `ArrayRows`; DataError where they do not fit."""
-    ids, labels = (
-        None if key is None else array_of(stored, key) for key in (columns.id_column, columns.label_column)
+    """Ids, labels, groups and carried arrays, fields of `ArrayRows`; DataError if one does not fit."""
+    ids, labels, groups = (
+        None if key is None else array_of(stored, key)
+        for key in (columns.id_column, columns.label_column, columns.group_column)
     )
     kept = {key: array_of(stored, key) for key in columns.keep_columns}
     for key, column in kept.items():
@@ -272,7 +281,8 @@ def companions_from_npz(path: Path, stored: Any, columns: ColumnNames, total: in
         if column.dtype.kind not in "biufUSM":
             raise DataError(f"{path} {key}", got=f"dtype {column.dtype}", expected="numbers, text or dates")
     known = None if ids is None else plain_ids(f"{path}", ids, total)
-    return {"ids": known, "labels": labels, "kept": kept}
+    together = None if groups is None else plain_ids(f"{path}", groups, total, kind="groups")
+    return {"ids": known, "labels": labels, "groups": together, "kept": kept}
 
 
 def _check_fit(path: Path, info: ModelInfo, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

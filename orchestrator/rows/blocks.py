@@ -38,6 +38,7 @@ class ColumnNames:
         column: what the model takes.
         text: what its only input of text takes; INPUT=COLUMN with commas for one that has several.
         columns: of numbers, one for each number of its only input of numbers.
+        group_column: which rows belong together; no name is usual for that.
         keep_columns: carried into the answers as they are.
         missing_as_nan: empty cells and nulls of inputs of floating-point numbers are NaN.
     """
@@ -47,14 +48,16 @@ class ColumnNames:
     columns: tuple[str, ...] = ()
     id_column: str | None = None
     label_column: str | None = None
+    group_column: str | None = None
     keep_columns: tuple[str, ...] = ()
     missing_as_nan: bool = False
 
     @property
     def named(self) -> tuple[str, ...]:
         """All names that the caller gave."""
-        names = (self.column, self.id_column, self.label_column, *self.columns, *self.keep_columns)
-        return (*(name for name in names if name is not None), *self.texts(()).values())
+        single = (self.column, self.id_column, self.label_column, self.group_column)
+        names = (name for name in (*single, *self.columns, *self.keep_columns) if name is not None)
+        return (*names, *self.texts(()).values())
 
     def texts(self, names: Sequence[str]) -> dict[str, str]:
         """Input of text -> column, with "" for the only such input; a column that is called so comes first."""
@@ -210,6 +213,7 @@ class RowSource:
         state: changes whenever somebody writes to the data, where `identity` may miss that; else "".
         data_sha256: hash of the data; None where it is hashed while it is read.
         notes: what the user should know about how the data was read.
+        groups: (n,), which rows belong together; None where each stands by itself.
     """
 
     name: str
@@ -220,6 +224,7 @@ class RowSource:
     data_sha256: str | None
     notes: tuple[str, ...] = ()
     state: str = ""
+    groups: Rows | None = None
 
 
 def is_hidden(name: str) -> bool:
@@ -287,34 +292,41 @@ def without_odd_texts(block: RowBlock, inputs: Sequence[TensorInfo], *, only: st
     return replace(kept, refused=(*block.refused, *refused))
 
 
+def check_names(what: str, names: Rows, rows: int, *, kind: str) -> None:
+    """Raises DataError for names of a kind, such as ids, not one per row, or neither whole numbers nor text."""
+    if names.shape != (rows,):
+        got = f"{names.size} {kind} of shape {list(names.shape)}"
+        raise DataError(what, got=got, expected=f"{rows}, one per row")
+    if names.dtype.kind not in "iuUS":
+        raise DataError(what, got=f"{kind} of dtype {names.dtype}", expected="whole numbers or text")
+    texts = names.tolist() if names.dtype.kind == "U" else ()
+    broken = [text for text in texts if _HALF_CHARACTER.search(text)]
+    if broken:
+        got = f"{kind} that are no text: {first_few([ascii(text) for text in broken])}"
+        raise DataError(what, got=got, expected="Unicode", fix="rename them")
+
+
 def check_ids(what: str, ids: Rows, rows: int) -> None:
     """Raises DataError for ids that are not one per row, neither whole numbers nor text, or not unique."""
-    if ids.shape != (rows,):
-        raise DataError(what, got=f"{ids.size} ids of shape {list(ids.shape)}", expected=f"{rows}, one per row")
-    if ids.dtype.kind not in "iuUS":
-        raise DataError(what, got=f"ids of dtype {ids.dtype}", expected="whole numbers or text")
-    broken = [text for text in (ids.tolist() if ids.dtype.kind == "U" else ()) if _HALF_CHARACTER.search(text)]
-    if broken:
-        got = f"ids that are no text: {first_few([ascii(text) for text in broken])}"
-        raise DataError(what, got=got, expected="Unicode", fix="rename them")
+    check_names(what, ids, rows, kind="ids")
     order = np.sort(ids)
     twice = np.unique(order[1:][order[1:] == order[:-1]])
     if len(twice):
         raise DataError(what, got=f"an id more than once: {first_few(twice)}", expected="unique ids")
 
 
-def plain_ids(what: str, ids: Rows, rows: int) -> Rows:
-    """Ids as int64 or text; DataError for another kind, or another number of them than there are rows."""
+def plain_ids(what: str, ids: Rows, rows: int, *, kind: str = "ids") -> Rows:
+    """Ids, or groups, as int64 or text; DataError for another kind, or another number than there are rows."""
     if ids.shape != (rows,):
-        raise DataError(f"{what} ids", got=f"shape {list(ids.shape)}", expected=f"[{rows}], one per row")
+        raise DataError(f"{what} {kind}", got=f"shape {list(ids.shape)}", expected=f"[{rows}], one per row")
     if ids.dtype.kind in "iu" and ids.dtype != np.uint64:
         return ids.astype(np.int64)
     if ids.dtype.kind not in "US":
-        raise DataError(f"{what} ids", got=f"dtype {ids.dtype}", expected="whole numbers or text")
+        raise DataError(f"{what} {kind}", got=f"dtype {ids.dtype}", expected="whole numbers or text")
     try:
         return ids.astype(np.str_)
     except UnicodeDecodeError as error:
-        raise DataError(f"{what} ids", got=f"bytes that are not ASCII ({error})", expected="text") from error
+        raise DataError(f"{what} {kind}", got=f"bytes that are not ASCII ({error})", expected="text") from error
 
 
 def check_labels(

@@ -74,6 +74,11 @@ class DocstringsSplit:
     texts: tuple[str, ...]
     labels: npt.NDArray[np.int64]
 
+    @property
+    def groups(self) -> npt.NDArray[np.str_]:
+        """The docstring, (n,) as text, that each row is a paragraph of."""
+        return np.char.rpartition(self.ids, ":")[:, 0]
+
     def sha256(self) -> str:
         """Of ids, texts and labels."""
         rows = zip(self.ids.tolist(), self.texts, self.labels.tolist(), strict=True)

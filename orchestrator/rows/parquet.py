@@ -89,6 +89,8 @@ def parquet_source(
     key, label = columns.id_column, columns.label_column
     known = np.arange(table.rows) if key is None else _column_ids(path, table.whole(key))
     check_ids(f"{path} ids", known, table.rows)
+    group = columns.group_column
+    groups = None if group is None else _column_ids(path, table.whole(group), kind="group")
     labels, missing = (None, None) if label is None else _labels(f"{path} label", table.whole(label))
     row_labels = labels_from_array(f"{path}", labels, rows=table.rows, classes=classes, missing=missing)
     names, read, notes = _rows_reader(table, columns, info, read_picture)
@@ -111,6 +113,7 @@ def parquet_source(
         identity={"file_sha256": sha256, "columns": columns.identity(names)},
         data_sha256=sha256,
         notes=(*left_out_note("Parquet", list(table.left_out)), *notes),
+        groups=groups,
     )
 
 
@@ -172,8 +175,11 @@ def _columns(table: ParquetTable, names: Sequence[str], wanted: Indices, size: i
         yield pa.concat_arrays(rest)
 
 
-def _column_ids(path: Path, column: Any) -> Rows:
-    return plain_ids(f"{path}", words_or_numbers(f"{path} id", column, each="an id"), len(column))
+def _column_ids(path: Path, column: Any, *, kind: str = "id") -> Rows:
+    """Ids, or groups, int64 or text (n,)."""
+    each = "an id" if kind == "id" else f"a {kind}"
+    found = words_or_numbers(f"{path} {kind}", column, each=each)
+    return plain_ids(f"{path}", found, len(column), kind=f"{kind}s")
 
 
 def _rows_reader(

@@ -216,6 +216,7 @@ def table_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: 
     key, label = columns.id_column, columns.label_column
     ids = np.arange(table.total) if key is None else _ids(table, key)
     check_ids(f"{path} ids", ids, table.total)
+    groups = None if columns.group_column is None else _ids(table, columns.group_column, each="a group")
     labels, missing = (None, None) if label is None else _labels(f"{path} {label}", table.column(label))
     row_labels = labels_from_array(f"{path}", labels, rows=table.total, classes=classes, missing=missing)
     names = _columns_of(tensors)
@@ -236,6 +237,7 @@ def table_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: 
         identity={"file_sha256": sha256, "columns": columns.identity(names)},
         data_sha256=sha256,
         notes=order_notes(tensors, columns),
+        groups=groups,
     )
 
 
@@ -283,12 +285,12 @@ def _kept(cell: Any) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _ids(table: TextTable, name: str) -> Rows:
+def _ids(table: TextTable, name: str, *, each: str = "an id") -> Rows:
     what = f"{table.path} {name}"
     ids = table.column(name)
     if None in ids or "" in ids:
         row = next(row for row, one in enumerate(ids) if one in (None, ""))
-        raise DataError(what, got=f"none in row {row}", expected="an id in every row")
+        raise DataError(what, got=f"none in row {row}", expected=f"{each} in every row")
     return _with_unread(what, ids)
 
 

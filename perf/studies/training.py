@@ -104,7 +104,7 @@ def text_data(
         Path | None, typer.Option("--output", "-o", help="Where; build/docstrings/<part>.csv.")
     ] = None,
 ) -> None:
-    """Write a part of the docstrings into a .csv with id, text and label: real text, which subpackage is it about?
+    """Write a part of the docstrings into a .csv with id, docstring, text and label: which subpackage is it about?
 
     The text is that of the installed scipy, scikit-learn and matplotlib. The command says whether these are the
     releases that its rows are written down for.
@@ -116,10 +116,9 @@ def text_data(
         rows = docstrings_split(part)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("id", "text", "label"))
-    writer.writerows(
-        (row, words, CLASSES[label]) for row, words, label in zip(rows.ids, rows.texts, rows.labels, strict=True)
-    )
+    writer.writerow(("id", "docstring", "text", "label"))
+    names = (CLASSES[label] for label in rows.labels)
+    writer.writerows(zip(rows.ids, rows.groups, rows.texts, names, strict=True))
     write_all(path.parent, {path.name: text.getvalue()})
     same = "" if rows.sha256() == SHA256[part] else "; not those of the pinned releases"
     typer.echo(f"{path}: {len(rows.ids):,} rows{same}")

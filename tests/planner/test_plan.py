@@ -122,6 +122,16 @@ def test_labels_of_certify_rows_have_no_say_in_the_search() -> None:
     assert from_split.accuracy_lower < one.accuracy_lower
 
 
+def test_a_plan_says_how_many_groups_chose_it_and_how_many_certify() -> None:
+    records = dataclasses.replace(made_records(0, rows=1000, members=3), groups=np.arange(1000) // 5)
+    found = plan_from_records(pool_of(records), records, Goal(max_mean_cost=6.0))
+    assert isinstance(found, PlanResult)
+    split = found.spec.fit.extra["split"]
+    assert (split["by"], split["search_groups"], split["certify_groups"]) == ("hash of group and seed", 100, 100)
+    # Every group has five rows, so whole ones make the halves of equal size.
+    assert (split["search_rows"], split["certify_rows"]) == (500, 500)
+
+
 def _spoiled(records: Records) -> Records:
     """The same with wrong labels on the rows that certify."""
     labels = records.labels.copy()

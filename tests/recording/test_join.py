@@ -115,6 +115,16 @@ def test_rows_of_two_recordings_keep_both_origins_and_list_what_neither_has(tmp_
     assert (found.meta["skipped_rows"], found.meta["skipped"]) == (1, {"50": "broken"})
 
 
+@pytest.mark.parametrize("kind", ["text", "numbers"])
+def test_groups_go_with_their_rows(tmp_path: Path, kind: str) -> None:
+    made = made_records(0, rows=40, members=2)
+    groups = np.arange(40) // 3 if kind == "numbers" else np.array([f"g{row // 3}" for row in range(40)])
+    made = dataclasses.replace(made, groups=groups)
+    files = [part(made, members=name, rows=rows) for name in "ab" for rows in (slice(9), slice(9, 40))]
+    found = joined(tmp_path, *files[::-1])
+    assert dict(zip(found.ids, found.groups, strict=True)) == dict(zip(made.ids, groups, strict=True))
+
+
 def labels_swapped(made: Records) -> dict[str, Any]:
     assert made.labels is not None
     return {"labels": (made.labels + 1) % 3}
@@ -128,6 +138,11 @@ def labels_swapped(made: Records) -> dict[str, Any]:
         ({"members": "a"}, {}, "member a: got scores of 40 rows more than once"),
         ({"rows": slice(9)}, {"rows": slice(8, 40)}, "member a: got scores of 1 rows more than once, id 8"),
         ({"rows": slice(9)}, {"rows": slice(9, 40), "labels": None}, "no label of 31 of 40 rows, id 9"),
+        ({"rows": slice(9), "groups": np.arange(9)}, {"rows": slice(9, 40)}, "no group of 31 of 40 rows, id 9"),
+        ({"members": "a", "groups": np.arange(40)}, {"members": "b", "groups": np.arange(40) // 2},
+         r"1\.npz: got group 0 of row 1, and 1 in a file before it, expected the same group"),
+        ({"rows": slice(9), "groups": np.arange(9)}, {"rows": slice(9, 40), "groups": np.full(31, "g")},
+         "groups that are numbers in .*0.npz, text in"),
         ({"members": "a", "meta": {"data_sha256": "aa"}}, {"members": "b", "meta": {"data_sha256": "bb"}},
          "other data .data_sha256. under the same ids than in .*0.npz.*`by_id`"),
         ({"members": "a", "meta": {"class_names": ["x", "y", "z"]}},

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +100,32 @@ def test_labels_and_ids_go_with_the_rows_and_a_limit_picks_among_them(tmp_path: 
     pieces = [piece.load() for piece in read.pieces(np.array([1, 4, 5, 9]), 1, 2)]
     assert [block.ids.tolist() for block in pieces] == [[1, 2], [3]]
     assert [row for block in pieces for row in block.rows.tolist()] == [[b"t4"], [b"t5"], [b"t9"]]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "npz"])
+def test_groups_go_with_the_rows_and_every_row_has_one(tmp_path: Path, ending: str) -> None:
+    rows = [{"text": f"t{n}", "patient": f"p{n // 3}", "ward": n // 5} for n in range(10)]
+    path = tmp_path / f"in.{ending}"
+    if ending == "npz":
+        np.savez(path, **{name: np.array([row[name] for row in rows]) for name in rows[0]})
+    else:
+        write(path, rows)
+
+    def groups(name: str | None) -> list[Any] | None:
+        columns = ColumnNames(text="text", group_column=name)
+        how: dict[str, Any] = {"classes": MemberClasses(count=2), "read_picture": lambda d, w: d}
+        read = row_source(f"{path}", model(TEXT), columns=columns, **how)
+        return None if read.groups is None else read.groups.tolist()
+
+    assert groups("patient") == [row["patient"] for row in rows]
+    assert groups("ward") == [row["ward"] for row in rows]
+    assert groups(None) is None
+    with pytest.raises(DataError, match="expected clinic; see `group_column`"):
+        groups("clinic")
+    if ending in ("jsonl", "parquet"):
+        write(path, [*rows, {"text": "t", "patient": None, "ward": 1}])
+        with pytest.raises(DataError, match="expected a group in every row"):
+            groups("patient")
 
 
 def test_class_numbers_of_csv_are_numbers_and_an_empty_one_is_none(tmp_path: Path) -> None:

@@ -27,12 +27,16 @@ and from linear models of letters and of pairs of words that had not seen the ro
 pairs of tokens beside it, which remembers phrases; alone it gets 74.7 % of the plan part
 right; the model of letters (TF-IDF of three to five letters inside words, 67,535 of them) 74.1 %.
 
-Plans are chosen on {plan:,} plan rows and judged once on {test:,} test rows. Intervals are 95 % and, like the
-certificates, take rows for independent: paragraphs of one docstring or module are not, so both are too
-narrow, as the two parts show. Time is CPU time of ONNX Runtime in one process, one thread per call, on {cpu},
+Plans are chosen on {plan:,} plan rows and judged once on {test:,} test rows. {groups} Intervals are 95 %
+and, like the certificates, take rows for independent: paragraphs of one docstring or module are not, so both
+are too narrow, as the two parts show. Time is CPU time of ONNX Runtime in one process, one thread per call, on {cpu},
 the tokeniser included, rows in their order: median, least and most of {rounds} rounds in which all take
 turns. Other work on the machine still slows caches and memory, and what a server adds to each request is not
 in it.
+"""
+_GROUPS = """
+They come from {plan:,} and {test:,} docstrings; the rows that choose a plan and those that certify it are of
+different ones.
 """
 _PLANS = """
 The most accurate member on the plan part is {best}; differences are from it, in points, on the test part. Times
@@ -138,7 +142,8 @@ def _write_page(page: Path, results: dict[str, Any]) -> None:
 def md_from_results(results: dict[str, Any]) -> str:
     """The page about the study, from its figures."""
     rows, machine = results["rows"], results["machine"]["cpu"]
-    about = _ABOUT.format(plan=rows["plan"], test=rows["test"], cpu=machine, rounds=results["rounds"])
+    groups = _GROUPS.format(**results["groups"]) if "groups" in results else ""
+    about = _ABOUT.format(**rows, groups=groups, cpu=machine, rounds=results["rounds"])
     paragraphs = [_filled(one) for one in about.split("\n\n")]
     members = markdown_table(_MEMBER_HEAD, map(_member_row, results["members"]))
     plans = markdown_table(_PLAN_HEAD, map(_plan_row, results["plans"]))

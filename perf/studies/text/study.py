@@ -81,7 +81,7 @@ def records_of(members: TextMembers, part: str, cost_ms: dict[str, float], *, sa
         outputs[name] = answers_of(members, name, rows.texts)
     about = {name: {"output_kind": "logits", "sha256": members.facts(name)["sha256"]} for name in members.names}
     meta = {"data": f"docstrings:{part}", "data_sha256": rows.sha256(), "cost_unit": "ms", "members": about}
-    return Records(ids=rows.ids, labels=rows.labels, outputs=outputs, cost=cost_ms, meta=meta)
+    return Records(ids=rows.ids, labels=rows.labels, groups=rows.groups, outputs=outputs, cost=cost_ms, meta=meta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +225,7 @@ def study(
         "threads": THREADS,
         "rounds": rounds,
         "rows": {part: records.rows for part, records in parts.items()},
+        "groups": {part: len(np.unique(records.groups)) for part, records in parts.items()},
         "data_sha256": {part: records.data_sha256 for part, records in parts.items()},
         "best": best,
         "members": member_lines(

@@ -27,9 +27,10 @@ def test_a_part_is_written_as_csv_and_other_releases_are_said(
     with path.open(newline="") as file:
         found = list(csv.DictReader(file))
     assert [tuple(row.values()) for row in found] == [
-        (row, text, CLASSES[label]) for row, text, label in zip(ROWS.ids, ROWS.texts, ROWS.labels, strict=True)
+        (row, "a.py:f", text, CLASSES[label])
+        for row, text, label in zip(ROWS.ids, ROWS.texts, ROWS.labels, strict=True)
     ]
-    assert list(found[0]) == ["id", "text", "label"]
+    assert list(found[0]) == ["id", "docstring", "text", "label"]
 
 
 def test_an_unknown_part_is_one_line(tmp_path: Path) -> None:
