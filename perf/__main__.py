@@ -11,6 +11,7 @@ from perf.load.analyzer import analyzer, tritonserver
 from perf.load.inputs import inputs
 from perf.readme import write_blocks
 from perf.studies.bench.command import run
+from perf.studies.clock.command import clock
 from perf.studies.core import core
 from perf.studies.false_openings import false_openings
 from perf.studies.gpu.command import gpu
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 command: Any
-for command in (run, leak, core, onefile, planner, int8, live, overload, soak, false_openings):
+for command in (run, leak, core, clock, onefile, planner, int8, live, overload, soak, false_openings):
     app.command()(command)
 # Options behind these names are the other program's.
 for command in (analyzer, tritonserver):

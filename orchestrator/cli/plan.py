@@ -18,9 +18,11 @@ from orchestrator.errors import DataError, InfeasibleError
 from orchestrator.files import nearest_existing
 from orchestrator.planner import replay
 from orchestrator.planner.candidates import MOST_MEMBERS
+from orchestrator.planner.clock import ClockPricing
 from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.intervals import check_above_chance, notes_on_records
 from orchestrator.planner.plan import FrontierPoint, Infeasible, PlanResult, plan_from_records
+from orchestrator.planner.predict import predicted_plan
 from orchestrator.planner.records import NON_FINITE, Records, records_from_path
 from orchestrator.repository.files import write_all
 from orchestrator.spec import COMBINES, SCORES, CascadeSpec, Gear, Gears, json_from_cascade
@@ -164,7 +166,7 @@ def plan(
     """
     check_output(output, inputs=[records_path, cost, timing])
     clock = ClockOptions(timing=timing, batch=batch, alone=alone, rate=rate, servers=servers, cores=cores)
-    clock.check(cost=cost, impose_exits=impose_exits)
+    clock.check(cost=cost)
     if calibrate not in CALIBRATE:
         raise DataError("plan --calibrate", got=calibrate, expected=" or ".join(CALIBRATE))
     records = restricted(records_from_path(records_path), members)
@@ -186,12 +188,7 @@ def plan(
     if impose_exits is not None:
         goal_options = (min_accuracy, reference, epsilon, budget, max_worst_cost, max_stages, label_free or None)
         _check_no_goal(goal_options, report=report)
-        spec = replay.impose_exits(
-            dataclasses.replace(base, combine=options.combines[0], score=options.scores[0]),
-            records,
-            exit_share=_shares(impose_exits),
-            random_weights=pool.random_weights,
-        )
+        spec = _imposed(base, records, options, shares=impose_exits, random_weights=pool.random_weights)
         write_plan(output, spec)
         show_imposed(spec, output=output, as_json=as_json)
         echo_notes(notes)
@@ -256,6 +253,19 @@ def _check_no_goal(options: Sequence[object], *, report: Path | None) -> None:
     clashing = "--report" if report is not None else "a goal"
     if report is not None or any(option is not None for option in options):
         raise DataError("plan", got=f"--impose-exits and {clashing}", expected="one of them")
+
+
+def _imposed(
+    base: CascadeSpec, records: Records, options: SearchOptions, *, shares: str, random_weights: Sequence[str]
+) -> CascadeSpec:
+    """The pool as a cascade with imposed exits, with a prediction where it is planned by the clock."""
+    spec = replay.impose_exits(
+        dataclasses.replace(base, combine=options.combines[0], score=options.scores[0]),
+        records,
+        exit_share=_shares(shares),
+        random_weights=random_weights,
+    )
+    return predicted_plan(spec, options.pricing) if isinstance(options.pricing, ClockPricing) else spec
 
 
 def _words(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -360,7 +370,10 @@ def show_imposed(spec: CascadeSpec, *, output: Path | None, as_json: bool) -> No
     stages = " -> ".join("+".join(member.name for member in stage.members) for stage in spec.stages)
     got = ", ".join(f"{share:.1%}" for share in spec.fit.exit_share)
     where = "" if output is None else f"{output}: "
-    typer.echo(f"{where}{stages}, exits {got} imposed, mean cost {spec.fit.mean_cost:,.0f}; no accuracy")
+    cost = f"{spec.fit.mean_cost:,.6g} {spec.cost_unit}"
+    typer.echo(f"{where}{stages}, exits {got} imposed, mean cost {cost}; no accuracy")
+    if "timing" in spec.fit.extra:
+        show_clock(spec.fit.extra["timing"], is_fallback=True)
 
 
 def _stages_table(plan: PlanResult) -> Table:

@@ -9,7 +9,7 @@ import typer
 
 from orchestrator.cli.console import new_table, stdout_console
 from orchestrator.errors import DataError
-from orchestrator.planner.clock import ClockPricing, Load, clock_for, notes_on_clock
+from orchestrator.planner.clock import ClockPricing, Load, clock_for, in_ms, notes_on_clock
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.timing import timing_from_path
 
@@ -25,7 +25,7 @@ class ClockOptions:
     servers: int | None
     cores: int | None
 
-    def check(self, *, cost: Path | None, impose_exits: str | None) -> None:
+    def check(self, *, cost: Path | None) -> None:
         """Refuses options that do not fit together, before anything is read.
 
         Raises:
@@ -40,8 +40,6 @@ class ClockOptions:
         if cost is not None:
             fix = "MACs and milliseconds do not mix"
             raise DataError("plan", got="--timing and --cost", expected="one of them", fix=fix)
-        if impose_exits is not None:
-            raise DataError("plan", got="--timing and --impose-exits", expected="one of them")
         self._load()
 
     def applied(
@@ -56,14 +54,9 @@ class ClockOptions:
         """
         if self.timing is None:
             return base, None, []
-        names = [member.name for member in base.members]
-        hashes = {member.name: member.sha256 for member in base.members}
         timing = timing_from_path(self.timing)
-        pricing = clock_for(timing, self._load(), names, hashes=hashes, budget=budget)
-        spec = base.with_members(lambda one: dataclasses.replace(one, cost=pricing.ms_alone(one.name)))
-        derived = tuple(dataclasses.replace(one, cost=0.0) for one in spec.derived)
-        notes = notes_on_clock(timing, [one.name for one in derived])
-        return dataclasses.replace(spec, derived=derived, cost_unit="ms"), pricing, notes
+        pricing = clock_for(timing, self._load(), base, budget=budget)
+        return in_ms(base, pricing), pricing, notes_on_clock(timing)
 
     def _load(self) -> Load:
         return Load(
@@ -102,8 +95,19 @@ def show_clock(facts: Mapping[str, Any], *, is_fallback: bool) -> None:
             f"{facts['rows_per_s']:.4g} rows/s use {facts['busiest']:.0%} of what is busiest; "
             f"the most is {facts['knee']:.4g} rows/s, at 80 %"
         )
+        if facts["answered_ms"] is not None:
+            typer.echo(
+                f"rows are answered after {facts['answered_ms']:.4g} ms on average, "
+                f"99 % of them within {facts['answered_p99_ms']:.4g}"
+            )
     else:
         typer.echo(f"{facts['rows_per_s']:.4g} rows/s; batches beyond {facts['knee']:g} gain less than a tenth")
+    if (here := facts["in_process"]) is not None:
+        typer.echo(
+            f"stages to run in the cascade's own process, where a crash takes the cascade: {here['stages']}, for "
+            f"{here['ms']:.4g} ms per row, {here['ms'] / facts['ms']:.3g} times this; "
+            f"`committee render PLAN --in-process {here['stages']}`"
+        )
     for one in facts["alternatives"]:
         _show_alternative(one, facts)
     if len(facts["stages"]) == 1 and not is_fallback:

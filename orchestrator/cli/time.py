@@ -119,9 +119,9 @@ def time(
     with contextlib.ExitStack() as stack:
         found: ServedCascade | None = None
         if served:
-            found = stack.enter_context(own_server(members, repository))
+            found = stack.enter_context(own_server(members, repository, derive=options.derive))
         elif server is not None and cascade is not None:
-            found = cascade_of(repository, cascade, server, members)
+            found = cascade_of(repository, cascade, server, [*members, *options.derive])
         asked = server if found is None else found.url
         timing = time_members(
             members, repository, options, url=asked, cascade=found, timeout_s=timeout_s, progress=progress
@@ -186,11 +186,16 @@ def show_timing(timing: Timing, *, output: Path | None) -> None:
 
 
 def timing_notes(timing: Timing) -> Sequence[str]:
-    """Members whose times do not lie near lines between the measured batches."""
+    """Members whose times do not lie near lines between the measured batches, and what could not be measured."""
     errors = {one.name: interpolation_error(one.calls) for one in timing.members}
-    return [
+    notes = [
         f"{name}: a batch held out lies {error:.0%} off the line between its neighbours; "
         "name more --batches, or time on a machine that is idle"
         for name, error in errors.items()
         if error is not None and error > MUCH_OFF
     ]
+    unknown = [one.name for one in timing.members if one.memory_bytes is None]
+    if unknown:
+        text = "not known of models without a process of their own on this machine"
+        notes.append(f"memory of {', '.join(unknown)}: {text}")
+    return notes

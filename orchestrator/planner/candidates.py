@@ -372,15 +372,10 @@ def answers_of(plan: CandidatePlan, table: SubsetTable) -> TableAnswers:
         left &= ~done
     counts = np.bincount(stage, minlength=len(plan.stages))
     reached = tuple(int(count) for count in np.cumsum(counts[::-1])[::-1])
-    prices = table.prices
-    total = sum(
-        float(prices.stage(group, count, place=place))
-        for place, (group, count) in enumerate(zip(plan.stages, reached, strict=True))
-    )
     return TableAnswers(
         stage=stage,
         label=label,
         reached=reached,
         exit_share=tuple(float(count) / table.rows for count in counts),
-        mean_cost=total / prices.scale / table.rows,
+        mean_cost=float(table.prices.totals(plan.stages, reached).sum()) / table.rows,
     )

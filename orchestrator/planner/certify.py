@@ -449,4 +449,4 @@ class _Deciding:
         place = [member.name for member in table.pool].index(str(goal.reference))
         if goal.max_worst_cost is not None and table.pool[place].cost > goal.max_worst_cost:
             return math.inf
-        return float(table.prices.stage((place,), table.rows, place=0)) * (1 - COST_TOLERANCE)
+        return float(table.prices.stage((place,), table.rows, asked=())) * (1 - COST_TOLERANCE)

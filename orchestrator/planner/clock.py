@@ -19,8 +19,9 @@ import numpy.typing as npt
 from scipy.special import gammaln, xlog1py, xlogy
 
 from orchestrator.errors import DataError
-from orchestrator.planner.pricing import Loads, Prices, finest_scale
-from orchestrator.spec import Member
+from orchestrator.planner.pricing import DerivingPrice, Loads, Prices, finest_scale
+from orchestrator.spec import CascadeSpec, Member
+from orchestrator.spec.derived import Derived
 from orchestrator.spec.timing import CallTime, MemberTiming, Timing, machine_here, ms_of_calls
 from orchestrator.spec.validation import MOST_ROWS, Faults
 
@@ -86,8 +87,9 @@ class ClockPricing:
     """Every row costs milliseconds, by the batches that the stages see.
 
     Args:
-        timing: of every member of the pool.
+        timing: of every member of the pool, and of every deriving model.
         load: how rows come.
+        deriving: models that make what members read, each with these members.
 
     Raises:
         DataError: the load needs batches that were not measured.
@@ -95,6 +97,7 @@ class ClockPricing:
 
     timing: Timing
     load: Load
+    deriving: tuple[tuple[str, frozenset[str]], ...] = ()
 
     def __post_init__(self) -> None:
         most = self.load.batch or 1
@@ -129,7 +132,8 @@ class ClockPricing:
             # From inside a server a member may take less than it was timed with from outside, but not nothing.
             first.append(max(float(beside[0][-1]), -float(own[-1])))
             later.append(np.maximum(beside[1] + self._deferring_ms(share) * rows, -own))
-        most = sum(float(np.abs(part).max()) for part in (*members, *later)) + max(map(abs, first))
+        derived = [self._mean_ms(self.timing.by_name[name], share) * rows for name, _ in self.deriving]
+        most = sum(float(np.abs(part).max()) for part in (*members, *later, *derived)) + max(map(abs, first))
         scale = finest_scale(most)
         return Prices(
             members=np.round(np.array(members) * scale),
@@ -137,7 +141,18 @@ class ClockPricing:
             first=np.round(np.array(first) * scale),
             later=np.round(np.array(later) * scale),
             loads=None if self.load.rate is None else self._loads(pool),
+            deriving=tuple(
+                DerivingPrice(
+                    readers=frozenset(place for place, member in enumerate(pool) if member.name in readers),
+                    cost=np.round(cost * scale),
+                )
+                for (_, readers), cost in zip(self.deriving, derived, strict=True)
+            ),
         )
+
+    def _mean_ms(self, one: MemberTiming, share: Floats) -> Floats:
+        """Milliseconds per row of all rows of a model that such shares of them get to, float64 (s,)."""
+        return self._weights(one, share).mean_ms(one.ms)
 
     def _deferring_ms(self, share: Floats) -> Floats:
         """What deferring takes beyond one full batch for each that was deferred, ms per row, float64 (s,).
@@ -153,7 +168,7 @@ class ClockPricing:
     def ms_alone(self, name: str) -> float:
         """Milliseconds per row of a member that every row is asked of, without the runtime's."""
         one = self.timing.by_name[name]
-        return float(self._weights(one, np.ones(1)).mean_ms(one.ms)[0])
+        return float(self._mean_ms(one, np.ones(1))[0])
 
     def batch(self, name: str, share: float) -> float:
         """Mean rows of a call of a member that this share of the rows reaches; of calls with any."""
@@ -193,17 +208,20 @@ class ClockPricing:
         assert self.load.rate is not None
         per_ms = self.load.rate / self.load.servers / 1000
         timed = [self.timing.by_name[member.name] for member in pool]
+        timed += [self.timing.by_name[name] for name, _ in self.deriving]
         busy = np.array([per_ms * self.best_ms(one.calls) for one in timed])
-        instances = np.array([one.instances for one in timed])
+        used, cores = busy / [one.instances for one in timed], busy * (self.timing.threads or 1) / self.cores
         first, later = (
             max(per_ms * self.best_ms(calls), 0.0) for calls in (self.timing.first_stage, self.timing.later_stage)
         )
         return Loads(
             rate=self.load.rate,
-            members=busy / instances,
-            member_cores=busy * (self.timing.threads or 1) / self.cores,
+            members=used[: len(pool)],
+            member_cores=cores[: len(pool)],
             runtime=(first, later),
             runtime_cores=(first / self.cores, later / self.cores),
+            deriving=tuple(used[len(pool) :].tolist()),
+            deriving_cores=tuple(cores[len(pool) :].tolist()),
         )
 
 
@@ -263,31 +281,45 @@ def binomial_shares(count: int, share: Floats) -> Floats:
     return np.asarray(np.exp(ways + some + none), np.float64)
 
 
-def clock_for(
-    timing: Timing, load: Load, members: Sequence[str], *, hashes: Mapping[str, str | None], budget: float | None
-) -> ClockPricing:
-    """The pricing of these members, once it is sure that their times are theirs.
+def clock_for(timing: Timing, load: Load, pool: CascadeSpec, *, budget: float | None) -> ClockPricing:
+    """The pricing of the members of a pool, once it is sure that their times are theirs.
 
     Args:
         timing: what was measured, of these members and maybe others.
         load: how rows come.
-        members: names of the pool.
-        hashes: of the members' model files, None where nothing says.
+        pool: its members and deriving models.
         budget: a limit of a row's cost that was asked for; None where none was.
 
     Raises:
-        DataError: a member was not timed, or another file of it; the load needs batches that were not; the budget
+        DataError: a model was not timed, or another file of it; the load needs batches that were not; the budget
             cannot be milliseconds.
     """
-    require_timed(timing, {name: hashes.get(name) for name in members})
+    asked: list[Member | Derived] = [*pool.members, *pool.derived]
+    hashes = {one.name: one.sha256 for one in asked}
+    require_timed(timing, hashes)
     known = timing.by_name
-    kept = dataclasses.replace(timing, members=tuple(known[name] for name in members))
-    pricing = ClockPricing(timing=kept, load=load)
-    most = sum(pricing.ms_alone(name) for name in members)
+    kept = dataclasses.replace(timing, members=tuple(known[name] for name in hashes))
+    needs = {
+        member.name: {one.name for one in pool.derived_for(place)}
+        for place, stage in enumerate(pool.stages)
+        for member in stage.members
+    }
+    deriving = tuple(
+        (one.name, frozenset(name for name, models in needs.items() if one.name in models)) for one in pool.derived
+    )
+    pricing = ClockPricing(timing=kept, load=load, deriving=deriving)
+    most = sum(pricing.ms_alone(name) for name in hashes)
     if budget is not None and most > 0 and budget > _OTHER_UNIT * most:
         got, expected = f"{budget:g}", f"milliseconds per row: all members together take {most:.3g}"
         raise DataError("plan, cost allowed", got=got, expected=expected, fix="MACs and milliseconds do not mix")
     return pricing
+
+
+def in_ms(pool: CascadeSpec, pricing: ClockPricing) -> CascadeSpec:
+    """The pool with milliseconds per row as costs; those of deriving models are part of their readers' stages."""
+    spec = pool.with_members(lambda one: dataclasses.replace(one, cost=pricing.ms_alone(one.name)))
+    derived = tuple(dataclasses.replace(one, cost=0.0) for one in spec.derived)
+    return dataclasses.replace(spec, derived=derived, cost_unit="ms")
 
 
 def require_timed(timing: Timing, hashes: Mapping[str, str | None]) -> None:
@@ -307,13 +339,10 @@ def require_timed(timing: Timing, hashes: Mapping[str, str | None]) -> None:
             raise DataError(f"timing of {name}", got=got, expected=here, fix="time the members again")
 
 
-def notes_on_clock(timing: Timing, derived: Sequence[str]) -> list[str]:
+def notes_on_clock(timing: Timing) -> list[str]:
     """What a plan by this timing does not cover."""
-    here, notes = machine_here(), []
+    here = machine_here()
     if not timing.is_served and (timing.machine.cpu, timing.machine.cores) != (here.cpu, here.cores):
-        notes.append(
-            f"timed on {timing.machine.words}, not on this machine ({here.words}): the plan is for that one"
-        )
-    if derived:
-        notes.append(f"the time of {', '.join(derived)}, which makes tensors, is not counted")
-    return notes
+        text = f"timed on {timing.machine.words}, not on this machine ({here.words}): the plan is for that one"
+        return [text]
+    return []

@@ -17,7 +17,7 @@ from orchestrator.planner.clock import ClockPricing
 from orchestrator.planner.dataset_split import DatasetSplit, kept_origin, records_of_rows, split_from_ids
 from orchestrator.planner.goal import ENSEMBLE, Goal, MeasuredRows, SearchOptions, rows_from_records
 from orchestrator.planner.intervals import clopper_pearson
-from orchestrator.planner.predict import Alternative, alternatives_of, facts_of, predict, priced
+from orchestrator.planner.predict import Alternative, alternatives_of, facts_of, priced, reached_stages
 from orchestrator.planner.records import Records, random_members
 from orchestrator.planner.replay import exits_and_cost, replay
 from orchestrator.planner.search import RIGHT, SearchResult, gears_of
@@ -253,8 +253,9 @@ def _result(
     assert np.array_equal(replayed, answers.label[: len(few)]), f"{spec.name}: replay differs from the search"
     extra: dict[str, Any] = {}
     if isinstance(pricing, ClockPricing):
-        spec = priced(spec, plan, table)
-        extra["timing"] = facts_of(predict(plan, table, pricing), alternatives, pricing)
+        where = reached_stages(plan, table)
+        spec = priced(spec, where, table.prices)
+        extra["timing"] = facts_of(where, pricing, alternatives)
     right = int(rows.right(answers.label).sum())
     accuracy = right / table.rows
     exit_share, mean_cost = exits_and_cost(spec, answers.stage)

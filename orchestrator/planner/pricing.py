@@ -5,6 +5,7 @@ it is a table with an entry per number of rows, so the search stays exact: it co
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class Loads:
         member_cores: float64 (m,), of all cores.
         runtime: of the process that decides, by a first stage and by a later one.
         runtime_cores: the same of all cores.
+        deriving: of each deriving model's instances.
+        deriving_cores: of all cores.
     """
 
     rate: float
@@ -68,6 +71,21 @@ class Loads:
     member_cores: Floats
     runtime: tuple[float, float]
     runtime_cores: tuple[float, float]
+    deriving: tuple[float, ...] = ()
+    deriving_cores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerivingPrice:
+    """A model that makes tensors, asked about a row once: before the first stage with a member that reads them.
+
+    Args:
+        readers: places of these members in the pool.
+        cost: float64 (n + 1,), total cost of asking it about 0 to n rows.
+    """
+
+    readers: frozenset[int]
+    cost: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +98,7 @@ class Prices:
         first: float64 (m,), total cost of a first stage that the member is the first of.
         later: float64 (m, n + 1), the same of a later stage that so many rows reach; None where both are 0.
         loads: what limits the rate; None where nothing does.
+        deriving: models that make what members read.
     """
 
     members: Floats
@@ -87,48 +106,76 @@ class Prices:
     first: Floats | None = None
     later: Floats | None = None
     loads: Loads | None = None
+    deriving: tuple[DerivingPrice, ...] = ()
 
     @property
     def rows(self) -> int:
         """Number of rows n."""
         return self.members.shape[1] - 1
 
-    def stage(self, group: Subset, count: Any, *, place: int) -> Any:
-        """Total cost of a stage of these members, the so-manieth, that so many rows reach: number or array."""
+    def stage(self, group: Subset, count: Any, *, asked: Subset) -> Any:
+        """Total cost of a stage of these members that so many rows reach, a number or an array.
+
+        `asked` are the members of the stages before; the first stage has none.
+        """
         total = functools.reduce(np.add, (self.members[member][count] for member in group))
-        if place == 0:
+        for place in self._derived_for(group, asked):
+            total = total + self.deriving[place].cost[count]
+        if not asked:
             return total if self.first is None else total + self.first[group[0]]
         return total if self.later is None else total + self.later[group[0]][count]
+
+    def _derived_for(self, group: Subset, asked: Subset) -> list[int]:
+        """Deriving models that are asked before a stage, by their places."""
+        readers = [one.readers for one in self.deriving]
+        return [place for place, read in enumerate(readers) if read & set(group) and not read & set(asked)]
+
+    def totals(self, stages: Sequence[Subset], reached: Sequence[int]) -> Floats:
+        """Cost of each stage of a plan, float64 (s,), where so many rows reach it."""
+        before = [tuple(itertools.chain(*stages[:place])) for place in range(len(stages))]
+        parts = zip(stages, reached, before, strict=True)
+        return (
+            np.array([float(self.stage(group, count, asked=asked)) for group, count, asked in parts]) / self.scale
+        )
 
     def cells(self, groups: Sequence[Subset], reached: Sequence[Counts]) -> Floats:
         """Total cost of every tuple of thresholds, of the rows that reach each group but the first.
 
         A group behind one that never exits, the last index, belongs to that one's stage, which is paid for once.
         """
-        cost: Any = np.float64(self.stage(groups[0], self.rows, place=0))
-        for place, (group, count) in enumerate(zip(groups[1:], reached, strict=True), start=1):
-            new = self.stage(group, count, place=place)
+        cost: Any = np.float64(self.stage(groups[0], self.rows, asked=()))
+        asked = groups[0]
+        for group, count in zip(groups[1:], reached, strict=True):
+            new = self.stage(group, count, asked=asked)
             if self.later is not None:
                 new[..., -1] -= self.later[group[0]][count[..., -1]]
-            cost = cost[..., None] + new
+            cost, asked = cost[..., None] + new, (*asked, *group)
         return np.asarray(cost, np.float64)
 
     def load_cells(self, groups: Sequence[Subset], reached: Sequence[Counts]) -> Floats:
         """The load of what is busiest, for every tuple of thresholds; see `cells`."""
         assert self.loads is not None
-        loads, first = self.loads, list(groups[0])
-        busiest: Any = np.float64(loads.members[first].max())
+        loads, asked = self.loads, groups[0]
+        most, used = self._busy(asked, ())
+        busiest: Any = np.float64(most)
         runtime: Any = np.float64(loads.runtime[0])
-        cores: Any = np.float64(loads.member_cores[first].sum() + loads.runtime_cores[0])
+        cores: Any = np.float64(used + loads.runtime_cores[0])
         for group, count in zip(groups[1:], reached, strict=True):
-            share, asked = count / self.rows, list(group)
-            begun = share.copy()
+            share, (most, used) = count / self.rows, self._busy(group, asked)
+            begun, asked = share.copy(), (*asked, *group)
             begun[..., -1] = 0
-            busiest = np.maximum(busiest[..., None], share * loads.members[asked].max())
+            busiest = np.maximum(busiest[..., None], share * most)
             runtime = runtime[..., None] + begun * loads.runtime[1]
-            new = share * loads.member_cores[asked].sum() + begun * loads.runtime_cores[1]
-            cores = cores[..., None] + new
+            cores = cores[..., None] + share * used + begun * loads.runtime_cores[1]
         return np.asarray(np.maximum(np.maximum(busiest, runtime), cores), np.float64)
+
+    def _busy(self, group: Subset, asked: Subset) -> tuple[float, float]:
+        """Load of the busiest model of a stage, and of the cores by all of them, where every row comes."""
+        assert self.loads is not None
+        loads, members, derived = self.loads, list(group), self._derived_for(group, asked)
+        most = max(float(loads.members[members].max()), *(loads.deriving[place] for place in derived), 0.0)
+        used = float(loads.member_cores[members].sum()) + sum(loads.deriving_cores[place] for place in derived)
+        return most, used
 
     def load(self, stages: Sequence[Subset], reached: Sequence[int]) -> float:
         """The load of what is busiest where so many rows reach each stage."""

@@ -10,18 +10,21 @@ cores, a call waits for one behind those of the others, and what comes meanwhile
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.planner.clock import binomial_shares
+from orchestrator.spec.timing import Timing, ms_of_calls
 
 Floats = npt.NDArray[np.float64]
 # Cells of a distribution of times, and most rows that a chain knows to wait.
 CELLS, MOST_WAITING = 16384, 400
 # Of the fixed point between what stages and cores make each other wait.
 _ROUNDS = 8
+# Rows of a batch that a queue looks at; larger ones gain little, and make its chain long.
+_LARGEST = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +51,51 @@ class ServerState:
     """A server under load; times are infinite where more comes than it can carry.
 
     Args:
-        p50_ms, p99_ms: of a row's time from its arrival to its answer.
+        mean_ms, p50_ms, p99_ms: of a row's time from its arrival to its answer.
         batches: mean rows of a call, per stage.
     """
 
+    mean_ms: float
     p50_ms: float
     p99_ms: float
     batches: tuple[float, ...]
+
+
+def queue_stages(
+    groups: Sequence[Sequence[str]], reach: Sequence[float], timing: Timing, *, runtime: bool = True
+) -> list[QueueStage]:
+    """Stages of such members that such shares of the rows get to; without the runtime's part where it has none.
+
+    Those that no row gets to are left out: they need nothing.
+    """
+    stages = []
+    for place, (names, share) in enumerate(zip(groups, reach, strict=True)):
+        asked = [timing.by_name[name] for name in names]
+        rows = np.arange(min(_LARGEST, *(one.calls[-1].batch for one in asked)) + 1, dtype=np.float64)
+        beside = timing.first_stage if place == 0 else timing.later_stage
+        ms = sum(one.ms(rows) for one in asked) + (ms_of_calls(beside, rows) if runtime else 0.0)
+        stages.append(QueueStage(ms=np.maximum(ms, 0.0), reach=share))
+    return [stage for stage in stages if stage.reach > 0]
+
+
+def woken_stages(stages: Sequence[QueueStage], timing: Timing, *, per_ms: float) -> list[QueueStage]:
+    """The stages of a server that is asleep for part of the time, where rows come at such a rate.
+
+    A row that finds nothing to do takes longer, see `Timing.woken_ms`.
+    """
+    idle = max(0.0, 1 - sum(per_ms * stage.reach * float(stage.ms[1]) for stage in stages))
+    first, later = timing.woken_ms(per_ms)
+    return [
+        replace(stage, ms=np.maximum(stage.ms + idle * (later if place else first), 0.0))
+        for place, stage in enumerate(stages)
+    ]
 
 
 def server_state(stages: Sequence[QueueStage], *, per_ms: float, cores: int) -> ServerState:
     """What becomes of rows that come at such a rate to a server with so many cores."""
     loads = [stage.load(per_ms) for stage in stages]
     if any(load >= stage.instances for load, stage in zip(loads, stages, strict=True)) or sum(loads) >= cores:
-        return ServerState(p50_ms=math.inf, p99_ms=math.inf, batches=())
+        return ServerState(mean_ms=math.inf, p50_ms=math.inf, p99_ms=math.inf, batches=())
     waits, reach = [0.0] * len(stages), 1.0
     for _ in range(_ROUNDS):
         chains = list[_Chain]()
@@ -82,7 +116,8 @@ def server_state(stages: Sequence[QueueStage], *, per_ms: float, cores: int) -> 
         total += (stage.reach - later) * passed
     reached = np.cumsum(total) / total.sum()
     p50, p99 = (float(np.searchsorted(reached, share) + 0.5) * cell for share in (0.5, 0.99))
-    return ServerState(p50_ms=p50, p99_ms=p99, batches=tuple(chain.batch for chain in chains))
+    mean = float(total @ (np.arange(CELLS) + 0.5) / total.sum()) * cell
+    return ServerState(mean_ms=mean, p50_ms=p50, p99_ms=p99, batches=tuple(chain.batch for chain in chains))
 
 
 def _core_waits(stages: Sequence[QueueStage], chains: Sequence["_Chain"], cores: int) -> list[float]:

@@ -11,13 +11,11 @@ import numpy.typing as npt
 from orchestrator.errors import DataError, InfeasibleError
 from orchestrator.planner.clock import require_timed
 from orchestrator.planner.pricing import MOST_LOAD
-from orchestrator.planner.queueing import QueueStage, ServerState, server_state
+from orchestrator.planner.queueing import QueueStage, ServerState, queue_stages, server_state
 from orchestrator.spec import CascadeSpec
-from orchestrator.spec.timing import Timing, ms_of_calls
+from orchestrator.spec.timing import Timing
 from orchestrator.spec.validation import MOST_ROWS, Faults
 
-# Rows of a batch that a queue looks at; larger ones gain little, and make its chain long.
-_LARGEST = 64
 # A server with so little to do stands for an idle one.
 _IDLE = 0.01
 Floats = npt.NDArray[np.float64]
@@ -105,25 +103,14 @@ def stages_of(spec: CascadeSpec, timing: Timing, *, more: float = 0.0) -> list[Q
         above = min(1.0, reach[1] + more)
         factor = above / reach[1] if reach[1] > 0 else 0.0
         reach = [1.0, above, *(part * factor for part in reach[2:])]
-    stages = []
-    for place, (stage, part) in enumerate(zip(spec.stages, reach, strict=True)):
-        calls = timing.first_stage if place == 0 else timing.later_stage
-        rows = _rows([timing.by_name[member.name].calls[-1].batch for member in stage.members])
-        own = sum(timing.by_name[member.name].ms(rows) for member in stage.members)
-        stages.append(QueueStage(ms=np.maximum(own + ms_of_calls(calls, rows), 0.0), reach=part))
-    # A stage that no row of the fit got to needs nothing.
-    return [stage for stage in stages if stage.reach > 0]
+    groups = [[member.name for member in stage.members] for stage in spec.stages]
+    return queue_stages(groups, reach, timing)
 
 
 def member_stage(name: str, timing: Timing) -> list[QueueStage]:
     """A member that is asked about every row, without a cascade."""
     require_timed(timing, {name: None})
-    one = timing.by_name[name]
-    return [QueueStage(ms=one.ms(_rows([one.calls[-1].batch])), reach=1.0)]
-
-
-def _rows(largest: Sequence[int]) -> Floats:
-    return np.arange(min(*largest, _LARGEST) + 1, dtype=np.float64)
+    return queue_stages([[name]], [1.0], timing, runtime=False)
 
 
 def sized(name: str, stages: Sequence[QueueStage], demand: Demand, *, one_at_once: bool) -> Sizing:

@@ -5,6 +5,7 @@ Each row is made by itself, so that its length is its own, and a row that cannot
 
 import dataclasses
 import importlib.util
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
 # Rows that a server is asked about at once, one by one.
 IN_FLIGHT = 8
-# From one row of a model's inputs, each (1, *dims), to its outputs; DataError where the row cannot be made.
+# From n rows of a model's inputs, each (n, *dims), to its outputs; DataError where one of them cannot be made.
 Derive = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
@@ -74,9 +75,9 @@ def served_deriver(client: SyncClient, name: str) -> Deriver:
     """A model that a server runs."""
     info = client.metadata(name)
 
-    def derive(row: Mapping[str, Array]) -> Mapping[str, Array]:
+    def derive(rows: Mapping[str, Array]) -> Mapping[str, Array]:
         try:
-            return client.outputs(name, row)
+            return client.outputs(name, rows)
         except RefusedError as error:
             raise DataError(f"model {name}", got=error.got or str(error)) from error
 
@@ -102,12 +103,13 @@ def local_deriver(repository: Path, name: str) -> Deriver:
     made, refusal = _loaded(repository / name / Path(manifest.file).parent, manifest)
     names = [one.name for one in manifest.inputs]
 
-    def derive(row: Mapping[str, Array]) -> Mapping[str, Array]:
-        values = tuple(value for name in names for value in row[name].ravel().tolist())
+    def derive(rows: Mapping[str, Array]) -> Mapping[str, Array]:
+        columns = [rows[name].reshape(len(rows[name]), -1).tolist() for name in names]
+        values = [tuple(itertools.chain(*row)) for row in zip(*columns, strict=True)]
         try:
-            arrays: Mapping[str, Array] = made([values if len(names) > 1 else values[0]], ())
+            arrays: Mapping[str, Array] = made(values if len(names) > 1 else [one for (one,) in values], ())
         except refusal as error:
-            # Each row is the first of its call; the fault is of one of its tensors, or of all.
+            # A row that may be refused is the first of its call; the fault is of one of its tensors, or of all.
             place = getattr(error, "input", 0)
             subject = ", ".join(names) if place is None else names[place]
             raise DataError(subject, got=str(error).removeprefix("row 0: got ")) from error

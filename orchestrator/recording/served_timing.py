@@ -1,13 +1,15 @@
 """What a cascade adds as served: requests to one, with its members' own requests taken off.
 
-A request that may go no further than the first stage shows what that adds; one that has to be answered by the
-second shows what a later one does. A model that hands every request to the first member shows how much of the
-first stage is the way from one process to the other and back.
+A request that the first stage answers shows what that adds; one that the second has to answer shows what a later
+one does. A model that hands every request to the first member shows how much of the first stage is the way from
+one process to the other and back.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from orchestrator.errors import DataError
 from orchestrator.pbtxt import CONFIG, text_from_config
 from orchestrator.recording.scores import require_exported
 from orchestrator.repository.configs import cascade_config
+from orchestrator.repository.derive import derived_spec
 from orchestrator.repository.files import copy_model, write_all
 from orchestrator.repository.index import plan_of
 from orchestrator.repository.members import adopted_spec, facts_of_manifest
@@ -32,12 +35,21 @@ from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import CascadeSpec, Member, Stage, manifest_from_path
 from orchestrator.spec.cascade import UNKNOWN_INPUT
 from orchestrator.spec.manifest import MANIFEST
-from orchestrator.spec.rows import AnyRows, Array, rows_at
+from orchestrator.spec.rows import AnyRows, rows_at
+from orchestrator.spec.timing import PausedRequest
 
 # What is timed beside members, whose names have no blanks: answers by a stage, and a request that is handed on.
 FIRST, LATER, PASSED, DEFERRED = "first stage", "later stage", "passed on", "deferring"
+# The same of stages whose members run in the cascade's own process.
+FIRST_HERE, LATER_HERE = "first stage, in process", "later stage, in process"
 # Their names in the repository of a server of our own.
-CASCADE, PASS_THROUGH = "timed_cascade", "timed_pass_through"
+PASS_THROUGH = "timed_pass_through"
+# No score is below the one threshold or above the other: the first stage answers every row, or the second.
+_THRESHOLDS = {FIRST: -1.0, LATER: 2.0, FIRST_HERE: -1.0, LATER_HERE: 2.0}
+# Milliseconds without a request before one is timed, and how often in each round.
+_PAUSES_MS, _PAUSED = (1.0, 3.0, 10.0, 30.0), 4
+# Rows differ in length: so many are asked about in turn.
+TURNED_ROWS = 64
 Floats = npt.NDArray[np.float64]
 _PASS_THROUGH_CODE = '''"""Hands every request to one model."""
 
@@ -73,39 +85,53 @@ class TritonPythonModel:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedCascade:
-    """A cascade whose requests are timed.
+    """Cascades whose requests are timed.
 
     Args:
-        url: of its server.
-        name: Triton model name.
-        stages: the members of its first two stages, or of its only one.
+        url: of their server.
+        asked: by what they show, Triton models and what makes the stage answer that is to.
+        stages: models that are asked in these stages: members, and what makes tensors for them.
         pass_through: model that hands its requests to the first member; None where there is none.
+        pid: of a server of our own.
     """
 
     url: str | Endpoint
-    name: str
+    asked: Mapping[str, tuple[str, Policy | None]]
     stages: tuple[tuple[str, ...], ...]
     pass_through: str | None = None
+    pid: int | None = None
 
 
-def cascade_of(repository: Path, name: str, url: str | Endpoint, members: Sequence[str]) -> ServedCascade:
+def cascade_of(repository: Path, name: str, url: str | Endpoint, models: Sequence[str]) -> ServedCascade:
     """A cascade that a server has already, by its plan in the repository.
 
     Raises:
         RepositoryError, SpecError: there is no such plan.
-        DataError: a member of its first two stages is not timed.
+        DataError: a model that its first two stages ask is not timed.
     """
-    stages = tuple(tuple(one.name for one in stage.members) for stage in plan_of(repository, name).stages[:2])
-    missing = [member for stage in stages for member in stage if member not in members]
+    stages = _asked_models(plan_of(repository, name))
+    missing = [model for stage in stages for model in stage if model not in models]
     if missing:
-        got, fix = f"members {', '.join(members)}", f"time {', '.join(missing)} too"
+        got, fix = f"models {', '.join(models)}", f"time {', '.join(missing)} too"
         raise DataError(f"cascade {name}", got=got, expected="those of its first two stages", fix=fix)
-    return ServedCascade(url=url, name=name, stages=stages)
+    keys = zip((FIRST, LATER), range(len(stages)), strict=False)
+    asked = {key: (name, Policy(min_stage=place, max_stage=place)) for key, place in keys}
+    return ServedCascade(url=url, asked=asked, stages=stages)
+
+
+def _asked_models(spec: CascadeSpec) -> tuple[tuple[str, ...], ...]:
+    """Members of the first two stages, and deriving models that are asked for the first time there."""
+    found, before = [], set[str]()
+    for place, stage in enumerate(spec.stages[:2]):
+        derived = [one.name for one in spec.derived_for(place) if one.name not in before]
+        before |= set(derived)
+        found.append((*(member.name for member in stage.members), *derived))
+    return tuple(found)
 
 
 @contextlib.contextmanager
-def own_server(members: Sequence[str], repository: Path) -> Iterator[ServedCascade]:
-    """A server of members, with a cascade of the two that take the least, or of the only one.
+def own_server(members: Sequence[str], repository: Path, *, derive: Sequence[str] = ()) -> Iterator[ServedCascade]:
+    """A server of members and deriving models, with cascades of the two members that take the least, or the one.
 
     Raises:
         CommitteeError: a member is missing, or the server does not start.
@@ -113,33 +139,43 @@ def own_server(members: Sequence[str], repository: Path) -> Iterator[ServedCasca
     require_exported(members, repository)
     with tempfile.TemporaryDirectory(prefix="committee-time-") as temporary:
         folder = Path(temporary)
-        for name in members:
+        for name in (*members, *derive):
             copy_model(repository / name, folder / name)
-        spec = _cascade(members, repository)
-        render(spec, folder, standalone=True)
-        write_all(folder / PASS_THROUGH, _pass_through(spec))
+        cascades = _cascades(members, repository, derive)
+        for spec in cascades.values():
+            render(spec, folder, standalone=True)
+        write_all(folder / PASS_THROUGH, _pass_through(cascades[FIRST]))
         options = ServeOptions(repository=folder, http_port=0, grpc_port=0, metrics_port=0)
         with EmbeddedServer(options) as server:
             yield ServedCascade(
                 url=server.grpc_address,
-                name=CASCADE,
-                stages=tuple((one.name,) for one in spec.members),
+                asked={key: (spec.name, None) for key, spec in cascades.items()},
+                stages=_asked_models(cascades[FIRST]),
                 pass_through=PASS_THROUGH,
+                pid=server.pid,
             )
 
 
-def _cascade(members: Sequence[str], repository: Path) -> CascadeSpec:
+def _cascades(members: Sequence[str], repository: Path, derive: Sequence[str]) -> dict[str, CascadeSpec]:
+    """By what they show, cascades of the two members that take the least; of one member without later stages."""
     manifests = {name: manifest_from_path(repository / name / MANIFEST) for name in members}
     two = sorted(manifests.values(), key=lambda one: (one.macs, one.name))[:2]
-    stages = tuple(
-        Stage(
-            members=(Member(name=one.name, output=one.output.name, output_kind=one.output_kind),),
-            threshold=None if one is two[-1] else 0.5,
-        )
-        for one in two
-    )
-    spec = CascadeSpec(name=CASCADE, inputs=(UNKNOWN_INPUT,), classes=two[0].output.dims[0], stages=stages)
-    return adopted_spec(spec, {one.name: facts_of_manifest(one) for one in two})
+    asked = tuple(Member(name=one.name, output=one.output.name, output_kind=one.output_kind) for one in two)
+    stages = tuple(Stage(members=(one,)) for one in asked)
+    spec = CascadeSpec(name="timed", inputs=(UNKNOWN_INPUT,), classes=two[0].output.dims[0], stages=stages)
+    spec = adopted_spec(spec, {one.name: facts_of_manifest(one) for one in two})
+    spec = derived_spec(spec, repository, derive, skip_unread=True) if derive else spec
+    made = {}
+    for place, (key, threshold) in enumerate(_THRESHOLDS.items()):
+        if len(two) > 1:
+            first = dataclasses.replace(spec.stages[0], threshold=threshold)
+            made[key] = dataclasses.replace(spec, stages=(first, *spec.stages[1:]))
+        elif key in (FIRST, FIRST_HERE):
+            made[key] = spec
+        if key in made:
+            here = len(two) if key in (FIRST_HERE, LATER_HERE) else 0
+            made[key] = dataclasses.replace(made[key], name=f"timed_cascade_{place}", in_process=here)
+    return made
 
 
 def _pass_through(spec: CascadeSpec) -> dict[str, bytes | str]:
@@ -165,10 +201,7 @@ def cascade_calls(
     `rows_for` gives rows that a model of the server takes. Batches that it does not take in one request are left
     out.
     """
-    places = zip((FIRST, LATER), range(len(cascade.stages)), strict=False)
-    asked: list[tuple[str, str, Policy | None]] = [
-        (key, cascade.name, Policy(min_stage=place, max_stage=place)) for key, place in places
-    ]
+    asked: list[tuple[str, str, Policy | None]] = [(key, *one) for key, one in cascade.asked.items()]
     if cascade.pass_through is not None:
         asked.append((PASSED, cascade.pass_through, None))
     return {
@@ -188,12 +221,42 @@ def parts_of(
     `found` has milliseconds per round of members and requests, `stages` the members of the first two. A member
     that takes fewer rows in one call has its largest so many times.
     """
-    parts: dict[str, dict[int, Floats]] = {FIRST: {}, LATER: {}, PASSED: {}, DEFERRED: {}}
     beyond = {FIRST: stages[0], LATER: (FIRST, *stages[-1]), PASSED: stages[0], DEFERRED: (FIRST,)}
+    beyond |= {FIRST_HERE: stages[0], LATER_HERE: (FIRST_HERE, *stages[-1])}
+    parts: dict[str, dict[int, Floats]] = {key: {} for key in beyond}
     for (key, batch), whole in found.items():
         if key in parts:
             parts[key][batch] = whole - sum(_taken(found, name, batch) for name in beyond[key])
     return parts
+
+
+def paused_requests(
+    calls: Mapping[tuple[str, int], Callable[[], object]],
+    found: Mapping[tuple[str, int], Floats],
+    *,
+    rounds: int,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[PausedRequest, ...]:
+    """Requests of one row after pauses, by the stage that answers; none where no cascade was asked about one.
+
+    `found` has milliseconds of the same calls one after another.
+    """
+    keys = [(key, 1) for key in (FIRST, LATER) if (key, 1) in calls]
+    longer: dict[float, list[float]] = {}
+    for pause_ms in _PAUSES_MS if keys else ():
+        taken: list[list[float]] = [[] for _ in keys]
+        for _, (key, figures) in itertools.product(range(rounds * _PAUSED), zip(keys, taken, strict=True)):
+            pause(pause_ms / 1000)
+            begun = clock()
+            calls[key]()
+            figures.append(1000 * (clock() - begun))
+        beyond = [float(np.median(each) - np.median(found[key])) for key, each in zip(keys, taken, strict=True)]
+        longer[pause_ms] = [float(f"{one:.6g}") for one in np.diff([0.0, *beyond])]
+    return tuple(
+        PausedRequest(pause_ms=pause_ms, first_ms=parts[0], later_ms=parts[-1] if len(parts) > 1 else 0.0)
+        for pause_ms, parts in longer.items()
+    )
 
 
 def _taken(found: Mapping[tuple[str, int], Floats], name: str, batch: int) -> Floats:
@@ -201,13 +264,23 @@ def _taken(found: Mapping[tuple[str, int], Floats], name: str, batch: int) -> Fl
     return np.asarray(found[name, largest] * -(-batch // largest), np.float64)
 
 
-def _by_batch(client: GrpcClient, name: str, batches: Sequence[int], rows: AnyRows) -> Mapping[int, AnyRows]:
+def in_turn(rows: AnyRows, batch: int) -> Iterator[AnyRows]:
+    """Batches of rows, others each time as long as there are some, round and round."""
+    there = len(next(iter(rows.values())) if isinstance(rows, Mapping) else rows)
+    starts = range(0, max(min(TURNED_ROWS, there) - batch, 0) + 1, batch)
+    return itertools.cycle([rows_at(rows, (start + np.arange(batch)) % there) for start in starts])
+
+
+def _by_batch(
+    client: GrpcClient, name: str, batches: Sequence[int], rows: AnyRows
+) -> Mapping[int, Iterator[AnyRows]]:
     limit = client.metadata(name).max_batch_size
-    given: AnyRows | Array = next(iter(rows.values())) if isinstance(rows, Mapping) else rows
-    return {batch: rows_at(rows, np.arange(batch) % len(given)) for batch in batches if batch <= limit}
+    return {batch: in_turn(rows, batch) for batch in batches if batch <= limit}
 
 
-def _asking(client: GrpcClient, name: str, rows: AnyRows, policy: Policy | None) -> Callable[[], object]:
-    if policy is None:
-        return lambda: client.outputs(name, rows)
-    return lambda: client.infer(name, rows, policy=policy)
+def _asking(
+    client: GrpcClient, name: str, turns: Iterator[AnyRows], policy: Policy | None
+) -> Callable[[], object]:
+    if name == PASS_THROUGH:
+        return lambda: client.outputs(name, next(turns))
+    return lambda: client.infer(name, next(turns), policy=policy)

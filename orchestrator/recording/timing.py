@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,23 +26,32 @@ from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.recording.served_timing import (
     DEFERRED,
     FIRST,
+    FIRST_HERE,
     LATER,
+    LATER_HERE,
     PASSED,
+    TURNED_ROWS,
     ServedCascade,
     cascade_calls,
+    in_turn,
     parts_of,
+    paused_requests,
 )
+from orchestrator.serving.stubs import stubs_of
 from orchestrator.spec import CascadeSpec, Member, Stage
 from orchestrator.spec.cascade import UNKNOWN_INPUT
-from orchestrator.spec.rows import AnyRows, Array, numpy_dtype, rows_at
+from orchestrator.spec.deriving import deriving_from_path
+from orchestrator.spec.manifest import MANIFEST
+from orchestrator.spec.rows import AnyRows, Array, numpy_dtype, ready_rows
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
+from orchestrator.spec.shares import evenly_spread
 from orchestrator.spec.timing import CallTime, MemberTiming, Timing, machine_here
 from orchestrator.spec.validation import MOST_ROWS, Faults
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # Words of a made-up text, and values of a made-up row of numbers: tokens, masks and pixels may all be 1.
 _TEXT, _NUMBER = b"word ", 1
-_STATM = Path("/proc/self/statm")
+_PROC = Path("/proc")
 Key = TypeVar("Key", bound=Hashable)
 Floats = npt.NDArray[np.float64]
 
@@ -58,7 +67,7 @@ class TimeOptions:
         length: values along an axis that varies, of rows that are made up.
         threads: of each member in this process.
         data: rows to ask about, as for records; None makes some up.
-        derive: models that make tensors of those rows.
+        derive: models that make tensors of those rows, which are timed too.
 
     Raises:
         SpecError: values out of range, keyed by argument.
@@ -153,21 +162,26 @@ def time_members(
         import onnxruntime  # noqa: F401
 
     rows = None if options.data is None else _stored_rows(names, repository, options, url=url)
+    names, threads = tuple(dict.fromkeys(names)), options.threads
     with contextlib.ExitStack() as stack:
         timed = []
-        for name in dict.fromkeys(names):
+        for name in names:
             before = _memory_bytes()
-            opened = opened_pool(
-                [name], repository, url=url, cost={name: 1.0}, timeout_s=timeout_s, threads=options.threads
-            )
+            costs = {name: 1.0}
+            opened = opened_pool([name], repository, url=url, cost=costs, timeout_s=timeout_s, threads=threads)
             one = _timed_member(stack.enter_context(opened), options, rows)
             # Its largest batch is what it needs room for.
             one.ask(one.batches[-1])
             after = _memory_bytes()
-            grown = None if url is not None or before is None or after is None else max(0, after - before)
-            timed.append(replace(one, memory_bytes=grown))
+            held = None if before is None or after is None else max(0, after - before)
+            if url is not None:
+                held = None if cascade is None or cascade.pid is None else _served_bytes(name, cascade.pid)
+            timed.append(replace(one, memory_bytes=held))
+        for name in options.derive:
+            opened = opened_pool(names, repository, url=url, cost=dict.fromkeys(names, 1.0), derive=[name])
+            timed.append(_timed_deriver(stack.enter_context(opened), repository, options, rows))
         calls = {(one.name, batch): _asking(one, batch) for one in timed for batch in one.batches}
-        local = None if url is not None else _local_cascade(timed)
+        local = None if url is not None else _local_cascade(timed[: len(names)])
         if local is not None:
             calls |= local.calls(options.batches)
         elif url is not None and cascade is not None:
@@ -179,6 +193,7 @@ def time_members(
             calls |= cascade_calls(client, cascade, options.batches, rows_for=given)
         with progress(f"timing {len(timed)} members", options.rounds * len(calls)) as advance:
             found = measured_rounds(calls, rounds=options.rounds, slot_s=options.slot_s, advance=advance)
+        pauses = () if url is None else paused_requests(calls, found, rounds=options.rounds)
     known = local or cascade
     parts = parts_of(found, (("",),) if known is None else known.stages)
     return Timing(
@@ -191,6 +206,9 @@ def time_members(
         later_stage=_call_times(parts[LATER]),
         deferring=_call_times(parts[DEFERRED]),
         passed_on=_call_times(parts[PASSED]),
+        first_in_process=_call_times(parts[FIRST_HERE]),
+        later_in_process=_call_times(parts[LATER_HERE]),
+        pauses=pauses,
     )
 
 
@@ -207,28 +225,33 @@ def _rows_for(client: SyncClient, rows: AnyRows | None, options: TimeOptions, na
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TimedMember:
-    """A member that is opened, and the batches that are timed; `ask` asks about so many rows, of any batch."""
+class _TimedModel:
+    """A model that is opened, alone in its pool or one that makes tensors for its members.
 
+    Args:
+        name: of the model.
+        batches: that are timed.
+        ask: asks about so many rows, of any batch.
+    """
+
+    name: str
     pool: RecordingPool
-    ask: Callable[[int], npt.NDArray[np.float32]]
     batches: tuple[int, ...]
+    ask: Callable[[int], Any]
+    info: ModelInfo
+    sha256: str | None
     memory_bytes: int | None = None
-
-    @property
-    def name(self) -> str:
-        return self.pool.names[0]
 
 
 def _stored_rows(
     names: Sequence[str], repository: Path, options: TimeOptions, *, url: str | Endpoint | None
 ) -> AnyRows:
-    """The first rows of the data that can be used, as all members read them; at most the largest batch."""
+    """Rows of the data that can be used, spread evenly, as all models read them."""
     assert options.data is not None
-    costs, most = dict.fromkeys(names, 1.0), max(options.batches)
+    costs, most = dict.fromkeys(names, 1.0), max(TURNED_ROWS, *options.batches)
     with opened_pool(names, repository, url=url, cost=costs, derive=options.derive) as pool:
         source = source_for(pool, options.data)
-        wanted = np.arange(min(most, len(source.ids)))
+        wanted = evenly_spread(len(source.ids), min(most, len(source.ids)))
         for piece in source.pieces(wanted, 0, most):
             block = pool.completed(piece.load())
             if len(block.ids):
@@ -236,30 +259,60 @@ def _stored_rows(
     raise DataError(f"data {options.data.data}", got="not one usable row", expected="at least one")
 
 
-def _timed_member(pool: RecordingPool, options: TimeOptions, rows: AnyRows | None) -> _TimedMember:
-    info, name = pool.info, pool.names[0]
-    limit = info.max_batch_size or MOST_ROWS
-    # With its own largest call no larger batch is unknown: those are sent in several.
-    batches = sorted({min(batch, limit) for batch in options.batches})
-    given = made_rows(info, max(options.batches), length=options.length) if rows is None else rows
-    there = len(next(iter(given.values())) if isinstance(given, Mapping) else given)
-    by_batch = {batch: rows_at(given, np.arange(batch) % there) for batch in (*batches, *options.batches)}
-    return _TimedMember(pool=pool, ask=lambda batch: pool.scores(name, by_batch[batch]), batches=tuple(batches))
-
-
-def _member_timing(one: _TimedMember, found: Mapping[tuple[str, int], Floats]) -> MemberTiming:
-    info, manifest = one.pool.infos[one.name], one.pool.manifests.get(one.name)
-    return MemberTiming(
-        name=one.name,
-        calls=tuple(call_time(batch, found[one.name, batch]) for batch in one.batches),
+def _timed_member(pool: RecordingPool, options: TimeOptions, rows: AnyRows | None) -> _TimedModel:
+    name, manifest = pool.names[0], next(iter(pool.manifests.values()), None)
+    batches, turns = _turns(pool.info, options, rows)
+    return _TimedModel(
+        name=name,
+        pool=pool,
+        batches=batches,
+        ask=lambda batch: pool.scores(name, next(turns[batch])),
+        info=pool.infos[name],
         sha256=None if manifest is None else manifest.sha256,
-        memory_bytes=one.memory_bytes,
-        max_batch_size=info.max_batch_size or None,
-        instances=info.instances or 1,
     )
 
 
-def _asking(one: _TimedMember, batch: int) -> Callable[[], object]:
+def _timed_deriver(
+    pool: RecordingPool, repository: Path, options: TimeOptions, rows: AnyRows | None
+) -> _TimedModel:
+    """The deriving model of a pool."""
+    one, path = pool.derivers[0], repository / pool.derivers[0].info.name / MANIFEST
+    batches, turns = _turns(one.info, options, rows)
+    return _TimedModel(
+        name=one.info.name,
+        pool=pool,
+        batches=batches,
+        ask=lambda batch: one.derive(ready_rows(one.info, next(turns[batch]))),
+        info=one.info,
+        sha256=deriving_from_path(path).sha256 if path.is_file() else one.sha256,
+    )
+
+
+def _turns(
+    info: ModelInfo, options: TimeOptions, rows: AnyRows | None
+) -> tuple[tuple[int, ...], dict[int, Iterator[AnyRows]]]:
+    """The batches that a model is timed with, and rows for these and for those that are asked for."""
+    limit = info.max_batch_size or MOST_ROWS
+    # With its own largest call no larger batch is unknown: those are sent in several.
+    batches = tuple(sorted({min(batch, limit) for batch in options.batches}))
+    given = made_rows(info, max(options.batches), length=options.length) if rows is None else rows
+    if isinstance(given, Mapping):
+        given = {tensor.name: given[tensor.name] for tensor in info.inputs}
+    return batches, {batch: in_turn(given, batch) for batch in {*batches, *options.batches}}
+
+
+def _member_timing(one: _TimedModel, found: Mapping[tuple[str, int], Floats]) -> MemberTiming:
+    return MemberTiming(
+        name=one.name,
+        calls=tuple(call_time(batch, found[one.name, batch]) for batch in one.batches),
+        sha256=one.sha256,
+        memory_bytes=one.memory_bytes,
+        max_batch_size=one.info.max_batch_size or None,
+        instances=one.info.instances or 1,
+    )
+
+
+def _asking(one: _TimedModel, batch: int) -> Callable[[], object]:
     return lambda: one.ask(batch)
 
 
@@ -270,8 +323,8 @@ class _LocalCascade:
     Its members are asked in turns with its decisions, because either is slower after the other than after itself.
     """
 
-    first: _TimedMember
-    second: _TimedMember
+    first: _TimedModel
+    second: _TimedModel
 
     @property
     def stages(self) -> tuple[tuple[str, ...], ...]:
@@ -311,18 +364,26 @@ class _LocalCascade:
         return answer
 
 
-def _local_cascade(timed: Sequence[_TimedMember]) -> _LocalCascade:
+def _local_cascade(timed: Sequence[_TimedModel]) -> _LocalCascade:
     two = sorted(timed, key=lambda one: (one.pool.manifests[one.name].macs, one.name))[:2]
     alike = two[0].pool.classes == two[-1].pool.classes
     return _LocalCascade(first=two[0], second=two[-1] if alike else two[0])
 
 
-def _memory_bytes() -> int | None:
-    """Memory of this process that is not swapped out; None where the system does not say."""
+def _memory_bytes(process: int | str = "self") -> int | None:
+    """Memory of a process that is not swapped out; None where the system does not say."""
     try:
-        return int(_STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        pages = (_PROC / str(process) / "statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
+
+
+def _served_bytes(name: str, server: int) -> int | None:
+    """Memory of the processes that a server of ours runs a model in; None where it is in the server's own."""
+    found = [_memory_bytes(stub.pid) for stub in stubs_of(server) if stub.model == name]
+    known = [one for one in found if one is not None]
+    return sum(known) if known else None
 
 
 def lines_of_timing(timing: Timing) -> Iterator[tuple[str, ...]]:
@@ -332,6 +393,8 @@ def lines_of_timing(timing: Timing) -> Iterator[tuple[str, ...]]:
         LATER: timing.later_stage,
         DEFERRED: timing.deferring,
         PASSED: timing.passed_on,
+        FIRST_HERE: timing.first_in_process,
+        LATER_HERE: timing.later_in_process,
     }
     runtime = [(f"runtime, {name}", calls) for name, calls in parts.items()]
     for name, calls in (*((one.name, one.calls) for one in timing.members), *runtime):

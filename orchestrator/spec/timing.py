@@ -33,8 +33,12 @@ TIMING_FORMAT = 1
 # A call of a day is a wrong unit.
 MOST_MS = 86_400_000
 # Fields of a timing with what the runtime adds.
-RUNTIME_PARTS = ("first_stage", "later_stage", "deferring", "passed_on")
+RUNTIME_PARTS = (
+    "first_stage", "later_stage", "deferring", "passed_on", "first_in_process", "later_in_process",
+)  # fmt: skip
 Floats = npt.NDArray[np.float64]
+# Of a distribution of pauses, over which is averaged.
+_QUANTILES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,8 @@ class MemberTiming:
     name: str
     calls: tuple[CallTime, ...]
     sha256: str | None = None  # of its model file, None where nothing says
-    memory_bytes: int | None = None  # what opening it and asking its largest batch took; None as served
+    # what opening it and asking its largest batch took; as served its own processes, None where it has none
+    memory_bytes: int | None = None
     max_batch_size: int | None = None  # most rows of one call; None for no limit
     instances: int = 1  # calls it runs at once, as served
 
@@ -99,6 +104,25 @@ class MemberTiming:
         """The most rows that `ms` knows of: no limit where the member's own largest call was measured."""
         last = self.calls[-1].batch
         return MOST_ROWS if last == self.max_batch_size else last
+
+
+@dataclass(frozen=True, kw_only=True)
+class PausedRequest:
+    """What a request of one row takes longer after a pause without any, than where one follows the other.
+
+    Processors that sleep have to be woken at every step from one process to the next.
+    """
+
+    pause_ms: float
+    first_ms: float  # one that the first stage answers
+    later_ms: float  # what each further stage adds to that
+
+    def __post_init__(self) -> None:
+        faults = Faults("request after a pause")
+        faults.number("pause_ms", self.pause_ms, low=0, high=MOST_MS)
+        for name in ("first_ms", "later_ms"):
+            faults.number(name, getattr(self, name), low=-MOST_MS, high=MOST_MS)
+        faults.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +171,11 @@ class Timing:
     deferring: tuple[CallTime, ...] = field(default=())
     # the part of a first stage that is the way to another process of the server and back; for people
     passed_on: tuple[CallTime, ...] = field(default=())
+    # instead of a first and of a later stage where their members run in the cascade's own process, as served
+    first_in_process: tuple[CallTime, ...] = field(default=())
+    later_in_process: tuple[CallTime, ...] = field(default=())
+    # pauses ascending; empty where no server was asked
+    pauses: tuple[PausedRequest, ...] = field(default=())
 
     def __post_init__(self) -> None:
         faults = Faults("timing")
@@ -159,12 +188,31 @@ class Timing:
             faults.integer("threads", self.threads, low=1, high=MOST_INSTANCES)
         for name in RUNTIME_PARTS:
             _check_calls(faults, name, getattr(self, name), fewest=0)
+        pauses = [one.pause_ms for one in self.pauses]
+        good = all(one < other for one, other in itertools.pairwise(pauses))
+        faults.check("pauses", good, f"got {shown(pauses)} ms, expected each once, ascending")
         faults.close()
 
     @property
     def by_name(self) -> dict[str, MemberTiming]:
         """The members by their names."""
         return {member.name: member for member in self.members}
+
+    def woken_ms(self, per_ms: float) -> tuple[float, float]:
+        """What a row takes longer on average that finds nothing to do, by a first stage and by each later one.
+
+        Rows come at random times, so many per millisecond: pauses are exponential. Between measured pauses, and
+        from none to the shortest, the time is taken to lie on the line; longer than the longest it stays.
+        """
+        if not self.pauses:
+            return 0.0, 0.0
+        shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+        pauses, known = -np.log1p(-shares) / per_ms, [0.0, *(one.pause_ms for one in self.pauses)]
+        first, later = (
+            float(np.interp(pauses, known, [0.0, *(getattr(one, name) for one in self.pauses)]).mean())
+            for name in ("first_ms", "later_ms")
+        )
+        return first, later
 
     @property
     def is_served(self) -> bool:
@@ -219,7 +267,8 @@ def timing_from_path(path: Path) -> Timing:
         text = f"got {got}, expected an object with format {TIMING_FORMAT}"
         raise SpecError(subject, {"format": text}, fix="measure one with `committee time`")
     calls = array_of(object_of(CallTime))
-    convert = {"machine": object_of(TimedMachine), "members": array_of(object_of(MemberTiming, calls=calls))}
+    members, pauses = array_of(object_of(MemberTiming, calls=calls)), array_of(object_of(PausedRequest))
+    convert = {"machine": object_of(TimedMachine), "members": members, "pauses": pauses}
     return built(Timing, value, subject, convert | dict.fromkeys(RUNTIME_PARTS, calls))
 
 

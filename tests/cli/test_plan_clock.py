@@ -71,6 +71,22 @@ def test_a_timing_of_another_machine_is_noted(
     assert "timed on a processor, 4 cores, not on this machine" in capsys.readouterr().err
 
 
+def test_imposed_exits_are_predicted_too(
+    made: Path, timing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, words = tmp_path / "cascade.json", ("--timing", timing, "--impose-exits", "0.5,0.25", "-o")
+    assert plan(made, *words, output, "--batch", 16, "--alone") == 0
+    assert "predicted: " in capsys.readouterr().out
+    spec = cascade_from_path(output)
+    assert spec.fit is not None
+    assert [stage["reach"] for stage in spec.fit.extra["timing"]["stages"]] == pytest.approx(
+        [1, 0.5, 0.25], abs=2e-3
+    )
+    assert spec.fit.mean_cost == spec.fit.extra["timing"]["ms"] > 0
+    assert plan(made, *words, output, "--rate", 1e6) == 3
+    assert "expected at most " in one_line(capsys)
+
+
 FEW = timing_of(members=timing_of().members[:2])
 REFUSED = [
     (("--batch", 8), "--batch without --timing", None),
@@ -79,7 +95,6 @@ REFUSED = [
     (("--batch", 64, "--timing"), "batches of 1 to 16", timing_of()),
     (("--rate", -1, "--timing"), "rate: got -1", timing_of()),
     (("--batch", 8, "--cost", "costs.json", "--timing"), "--timing and --cost", timing_of()),
-    (("--batch", 8, "--impose-exits", "0.5", "--timing"), "--timing and --impose-exits", timing_of()),
     (("--batch", 8, "--timing"), "calls: got -1 ms for batch 4", "-1"),
     (("--batch", 8, "--timing"), "NaN", "NaN"),
 ]

@@ -11,12 +11,14 @@ from orchestrator.planner.candidates import answers_of, orderings_of, table_from
 from orchestrator.planner.clock import ClockPricing, Load, binomial_shares, clock_for, gathered
 from orchestrator.planner.goal import Goal, SearchOptions
 from orchestrator.planner.plan import Infeasible, PlanResult, plan_from_records
+from orchestrator.planner.predict import InProcessStages, ReachedStages, in_process_stages, predict
 from orchestrator.planner.pricing import MOST_LOAD
+from orchestrator.planner.queueing import queue_stages, woken_stages
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
 from orchestrator.planner.search import RIGHT, search
-from orchestrator.spec import CascadeSpec, Stage
-from orchestrator.spec.timing import CallTime, MemberTiming, TimedMachine, Timing
+from orchestrator.spec import CascadeSpec, Member, Stage
+from orchestrator.spec.timing import CallTime, MemberTiming, PausedRequest, TimedMachine, Timing
 from tests.planner.builders import every_plan, made_records, pool_of
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -200,6 +202,64 @@ def test_batches_grow_with_the_rate_up_to_what_a_member_takes() -> None:
     assert sizes[-1] == 16
 
 
+def test_a_row_that_finds_nothing_to_do_waits_for_what_has_to_wake_up() -> None:
+    pauses = tuple(PausedRequest(pause_ms=ms, first_ms=ms / 10, later_ms=0.3) for ms in (1, 1000))
+    timing = timing_of(pauses=pauses)
+    # Of exponential pauses of 10 ms a tenth of each is added; 0.3 ms of any that is much longer than the shortest.
+    assert timing.woken_ms(0.1) == pytest.approx((1, 0.3), rel=0.06)
+    assert timing_of().woken_ms(0.1) == (0, 0)
+    stages = queue_stages((("a",), ("b",)), (1, 0.5), timing)
+    asleep, busy = (woken_stages(stages, timing, per_ms=rate) for rate in (1e-6, 100))
+    assert [one.ms[1] - other.ms[1] for one, other in zip(asleep, stages, strict=True)] == pytest.approx(
+        [100, 0.3], rel=0.01
+    )
+    assert [one.ms[1] for one in busy] == [one.ms[1] for one in stages]
+
+
+def test_a_model_that_makes_tensors_is_paid_for_once_by_the_first_stage_that_reads_them() -> None:
+    records = made_records(1, rows=50)
+    times = {**TIMES, "tokens": (0.2, 0.05)}
+    pricing = ClockPricing(timing=timing_of(times), load=Load(batch=16), deriving=(("tokens", frozenset("bc")),))
+    without = ClockPricing(timing=timing_of(times), load=Load(batch=16))
+    table = table_from_records(clocked(records, pricing), records, pricing=pricing)
+    a, b, c = (next(p for p, one in enumerate(table.pool) if one.name == name) for name in "abc")
+    each = (0.2 + 0.05 * 16) / 16
+    for stages, more in (
+        (((a,), (b,), (c,)), (0, each * 40, 0)),
+        (((b,), (c,)), (each * 50, 0)),
+        (((a,),), (0,)),
+        (((a, b), (c,)), (each * 50, 0)),
+    ):
+        reached = (50, 40, 30)[: len(stages)]
+        found = [one.prices(table.pool, 50).totals(stages, reached) for one in (pricing, without)]
+        assert found[0] - found[1] == pytest.approx(more, abs=1e-6)
+    rates = [dataclasses.replace(one, load=Load(rate=1000)).prices(table.pool, 50) for one in (pricing, without)]
+    assert rates[0].load(((b,),), (50,)) >= rates[1].load(((b,),), (50,))
+    assert rates[0].load(((a,),), (50,)) == rates[1].load(((a,),), (50,))
+
+
+def test_stages_are_proposed_to_run_in_process_where_that_pays() -> None:
+    pool = pool_of(made_records(1)).members
+    where = ReachedStages(pool=pool, stages=((0,), (1,), (2,)), reached=(100, 40, 10))
+    load = Load(batch=16)
+    quick, slow = calls_of(0.0, 0.0), calls_of(*LATER)
+
+    def said(**parts: object) -> InProcessStages | None:
+        return in_process_stages(where, ClockPricing(timing=timing_of(**parts), load=load))
+
+    assert said() is None, "nothing was measured"
+    assert said(first_in_process=calls_of(*FIRST), later_in_process=slow) is None, "nothing is gained"
+    first = dict.fromkeys(("first_stage",), calls_of(5.0, 0.0))
+    found = said(**first, first_in_process=quick, later_in_process=calls_of(9.0, 0.0))
+    assert found is not None
+    assert found.stages == 1, "later stages would take longer"
+    whole = predict(where, ClockPricing(timing=timing_of(**first), load=load)).ms
+    assert found.ms == pytest.approx(whole - 5.0 / 16)
+    every = said(**first, first_in_process=quick, later_in_process=quick)
+    assert every is not None
+    assert every.stages == 3
+
+
 def test_probabilities_of_binomial_numbers_add_up() -> None:
     found = binomial_shares(5, np.array([0.0, 0.3, 1.0]))
     assert found.sum(axis=1) == pytest.approx([1, 1, 1])
@@ -239,7 +299,10 @@ def made(
     hashes: dict[str, str] | None = None,
     budget: float | None = None,
 ) -> ClockPricing:
-    return clock_for(timing or timing_of(), load, members, hashes=hashes or {}, budget=budget)
+    known = hashes or {}
+    stages = tuple(Stage(members=(Member(name=name, output="o", sha256=known.get(name)),)) for name in members)
+    pool = dataclasses.replace(pool_of(made_records(1)), stages=stages)
+    return clock_for(timing or timing_of(), load, pool, budget=budget)
 
 
 @pytest.mark.parametrize("said", WRONG)
@@ -256,7 +319,7 @@ def test_stages_of_several_members_pay_the_runtime_once() -> None:
     table = table_from_records(clocked(records, pricing), records, pricing=pricing)
     names = [member.name for member in table.pool]
     for group in itertools.permutations(range(3), 2):
-        ms = float(table.prices.stage(tuple(sorted(group)), 50, place=0)) / table.prices.scale / 50
+        ms = float(table.prices.stage(tuple(sorted(group)), 50, asked=())) / table.prices.scale / 50
         each = [TIMES[names[place]] for place in group]
         assert ms == pytest.approx(sum((c + s * 16) / 16 for c, s in (*each, FIRST)), rel=1e-6)
     stages = (Stage(members=pool_of(records).members),)

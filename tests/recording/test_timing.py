@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.__main__ import run
-from orchestrator.recording.served_timing import DEFERRED, FIRST, LATER, PASSED, parts_of
+from orchestrator.recording.served_timing import FIRST, LATER, PASSED, parts_of, paused_requests
 from orchestrator.recording.timing import call_time, measured_rounds
 from orchestrator.spec.timing import timing_from_path
 from tests.recording.builders import NAMES, write_folder, write_member
@@ -48,13 +48,30 @@ def test_what_a_served_cascade_adds_is_what_its_members_do_not_take() -> None:
     # The others take no more than one row in a call.
     figures |= {("a", 8): 4, (FIRST, 8): 5, (LATER, 8): 50}
     found = parts_of({key: np.array([float(ms)]) for key, ms in figures.items()}, (("a",), ("b", "d")))
-    assert {key: {batch: part[0] for batch, part in parts.items()} for key, parts in found.items()} == {
+    assert {key: {batch: part[0] for batch, part in parts.items()} for key, parts in found.items() if parts} == {
         FIRST: {1: 0.5, 8: 1},
         # Asked from inside, the members of the second stage take less than from outside.
         LATER: {1: -0.5, 8: 5},
         PASSED: {1: 0.25},
-        DEFERRED: {},
     }
+
+
+def test_what_a_pause_adds_is_the_first_stage_s_and_what_a_later_one_has_beyond_it() -> None:
+    now, rested = [0.0], [0.0]
+
+    def pause(seconds: float) -> None:
+        rested[0] = seconds
+
+    def call(ms: float, each: float) -> None:
+        now[0] += (ms + each * 1000 * rested[0]) / 1000
+
+    calls = {(FIRST, 1): lambda: call(2, 0.5), (LATER, 1): lambda: call(3, 0.7), (FIRST, 8): lambda: call(99, 9)}
+    found = {(FIRST, 1): np.array([2.0]), (LATER, 1): np.array([3.0])}
+    said = paused_requests(calls, found, rounds=1, pause=pause, clock=lambda: now[0])
+    assert [one.pause_ms for one in said] == sorted({one.pause_ms for one in said})
+    assert [one.first_ms for one in said] == pytest.approx([0.5 * one.pause_ms for one in said])
+    assert [one.later_ms for one in said] == pytest.approx([0.2 * one.pause_ms for one in said])
+    assert paused_requests({}, {}, rounds=1) == ()
 
 
 def test_members_are_timed_at_the_batches_they_take(repository: Path, tmp_path: Path) -> None:
@@ -101,6 +118,10 @@ def test_members_and_what_a_cascade_adds_are_timed_as_served(repository: Path, t
         assert [call.batch for call in calls] == [1, 8, 16]
     # The small member takes no more than 8 rows in a call, and nothing is split on the way to it.
     assert [call.batch for call in timing.passed_on] == [1, 8]
+    assert len(timing.pauses) > 1
+    assert all(one.memory_bytes is not None for one in timing.members), "each has a process of its own here"
+    for calls in (timing.first_in_process, timing.later_in_process):
+        assert [call.batch for call in calls] == [1, 8, 16]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Is what a plan predicts by the clock kept where the plan is served?"""
