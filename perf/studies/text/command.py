@@ -28,11 +28,11 @@ pairs of tokens beside it, which remembers phrases; alone it gets 74.7 % of the 
 right; the model of letters (TF-IDF of three to five letters inside words, 67,535 of them) 74.1 %.
 
 Plans are chosen on {plan:,} plan rows and judged once on {test:,} test rows. {groups} Intervals are 95 %
-and, like the certificates, take rows for independent: paragraphs of one docstring or module are not, so both
-are too narrow, as the two parts show. Time is CPU time of ONNX Runtime in one process, one thread per call, on {cpu},
-the tokeniser included, rows in their order: median, least and most of {rounds} rounds in which all take
-turns. Other work on the machine still slows caches and memory, and what a server adds to each request is not
-in it.
+and, like the certificates, take rows for independent: paragraphs of one docstring or module are not, so
+both are too narrow, as the two parts show. Time is CPU time of ONNX Runtime in one process, one thread per
+call, on {cpu}, the tokeniser included, rows in their order: median, least and most of {rounds} rounds in
+which all take turns. Other work on the machine still slows caches and memory, and what a server adds to
+each request is not in it.
 """
 _GROUPS = """
 They come from {plan:,} and {test:,} docstrings; the rows that choose a plan and those that certify it are of
