@@ -160,8 +160,8 @@ def calibrate(
         why_not = f"{len(split.search)} search rows, fewer than {2 * FEWEST}"
     if why_not:
         return CalibrationResult(kept=False, reason=why_not)
-    halves = shuffled_halves(records, split.search, seed=split.seed)
-    one, other = (records_of_rows(records, np.sort(half[:MOST])) for half in halves)
+    parts = shuffled_halves(records, split.search, seed=split.seed)
+    one, other = (records_of_rows(records, np.sort(part[:MOST])) for part in parts)
     folds = []
     with progress("trying temperatures", 2) as advance:
         for halves in ((one, other), (other, one)):

@@ -225,7 +225,7 @@ def study(
         "threads": THREADS,
         "rounds": rounds,
         "rows": {part: records.rows for part, records in parts.items()},
-        "groups": {part: len(np.unique(records.groups)) for part, records in parts.items()},
+        "groups": {part: len(set(np.asarray(records.groups).tolist())) for part, records in parts.items()},
         "data_sha256": {part: records.data_sha256 for part, records in parts.items()},
         "best": best,
         "members": member_lines(
