@@ -26,6 +26,7 @@ from orchestrator.cli.console import (
 )
 from orchestrator.commandline import with_options
 from orchestrator.errors import DataError
+from orchestrator.predictor.in_process import LocalModels
 from orchestrator.predictor.predictor import Predictor, ServedModels
 from orchestrator.rows.blocks import ColumnNames
 
@@ -64,6 +65,10 @@ def batch(
     repository: Annotated[Path, typer.Option(help="Where cascade.json says how pictures become rows.")] = Path(
         "model_repository"
     ),
+    in_process: Annotated[
+        bool,
+        typer.Option("--in-process", help="Run the members of --repository here, with ONNX Runtime; no server."),
+    ] = False,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for one answer.")] = 60.0,
     patience_s: Annotated[
         float,
@@ -97,9 +102,15 @@ def batch(
 
     Text: committee batch --model reviews new.csv answers.parquet --text review --keep-columns review
     """
-    endpoint = endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header)
+    models = (
+        LocalModels(repository=repository)
+        if in_process
+        else ServedModels(
+            endpoint=endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header), timeout_s=timeout_s
+        )
+    )
     predictor = Predictor(
-        ServedModels(endpoint=endpoint, timeout_s=timeout_s),
+        models,
         model,
         in_flight=in_flight,
         request_rows=request_rows,

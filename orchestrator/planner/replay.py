@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.decision import AnsweredRows, CascadeRun, Policy, arrivals_from_policies
+from orchestrator.decision import AnsweredRows, Policy
+from orchestrator.decision.all_stages import answer_all, joined
 from orchestrator.decision.evaluate import Evaluator
 from orchestrator.decision.exit_rule import exits
 from orchestrator.errors import DataError
@@ -43,7 +44,7 @@ def replay(spec: CascadeSpec, records: Records, policy: Policy | None = None) ->
         _replay_chunk(spec, records, np.arange(start, min(start + CHUNK_ROWS, records.rows)), policy or Policy())
         for start in range(0, records.rows, CHUNK_ROWS)
     ]
-    done = _joined(parts, order=np.argsort(np.concatenate([part.position for part in parts])))
+    done = joined(parts)[np.argsort(np.concatenate([part.position for part in parts]))]
     done.row = done.position.astype(np.intp)
     return done
 
@@ -51,31 +52,14 @@ def replay(spec: CascadeSpec, records: Records, policy: Policy | None = None) ->
 def _replay_chunk(
     spec: CascadeSpec, records: Records, index: npt.NDArray[np.intp], policy: Policy
 ) -> AnsweredRows:
-    run = CascadeRun(spec, capacity_rows=len(index))
-    arrivals = arrivals_from_policies(
-        [0], [len(index)], policies=[policy], now_ns=[0], default_deadline_us=spec.limits.default_deadline_us
-    )
-    arrivals.position = index.astype(np.int64)
-    outcome = run.admit(arrivals, [records.outputs[m.name][index] for m in spec.stages[0].members])
-    parts = [outcome.answers]
-    failed = len(outcome.failures)
-    source = np.zeros(run.capacity_rows, np.intp)
-    source[outcome.slots] = index[outcome.deferred]
-    for stage in range(1, len(spec.stages)):
-        if not run.waiting(stage):
-            continue
-        slots = run.next(stage, len(index))
-        outcome = run.feed(slots, [records.outputs[m.name][source[slots]] for m in spec.stages[stage].members])
-        parts.append(outcome.answers)
-        failed += len(outcome.failures)
-    if failed:
+    def recorded(stage: int, rows: npt.NDArray[np.intp]) -> list[F32]:
+        return [records.outputs[member.name][index[rows]] for member in spec.stages[stage].members]
+
+    answers, failures = answer_all(spec, len(index), recorded, policy=policy)
+    if failed := sum(map(len, failures)):
         raise DataError("records", got=f"{failed} rows with NaN or infinite outputs", expected="finite outputs")
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[AnsweredRows], order: npt.NDArray[np.intp] | slice = slice(None)) -> AnsweredRows:
-    names = [field.name for field in dataclasses.fields(AnsweredRows)]
-    return AnsweredRows(**{name: np.concatenate([getattr(one, name) for one in parts])[order] for name in names})
+    answers.position = index[answers.position].astype(np.int64)
+    return answers
 
 
 def exits_and_cost(spec: CascadeSpec, exit_stage: npt.NDArray[Any]) -> tuple[tuple[float, ...], float]:

@@ -85,7 +85,7 @@ class BlockOutcome:
 
 
 @dataclass(kw_only=True)
-class Asker:
+class ModelAsker:
     """Asks one model.
 
     Args:

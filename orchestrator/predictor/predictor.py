@@ -4,10 +4,11 @@ import asyncio
 import math
 import os
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -15,10 +16,12 @@ import numpy as np
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
-from orchestrator.predictor.asking import Asker, AsyncAnswers, BlockOutcome, patiently
+from orchestrator.predictor.asking import COLUMNS, AsyncAnswers, BlockOutcome, ModelAsker, Rows, patiently
 from orchestrator.predictor.pacing import request_rows
-from orchestrator.rows.blocks import RowBlock
+from orchestrator.repository.index import picture_reader
+from orchestrator.rows.blocks import ColumnNames, RowBlock
 from orchestrator.spec.request import INPUT_DTYPES
+from orchestrator.spec.rows import ready_rows
 from orchestrator.spec.served_model import ModelInfo
 
 if TYPE_CHECKING:
@@ -55,6 +58,8 @@ class Predictor:
         request_rows: rows per request; None takes the number at which most rows per second are answered.
         patience_s: how long a server that is away is waited for, before each answer; infinity until it is back.
         probabilities: whether answers have the whole distribution.
+        columns: which columns of a table hold what, for `predict`; None for the usual names.
+        repository: where cascade.json says how pictures become rows.
     """
 
     def __init__(
@@ -66,11 +71,14 @@ class Predictor:
         request_rows: int | None = None,
         patience_s: float = 0.0,
         probabilities: bool = False,
+        columns: ColumnNames | None = None,
+        repository: Path | None = None,
     ) -> None:
         self.models, self.model = models, model
         self.in_flight, self.request_rows = in_flight, request_rows
         self.patience_s, self.probabilities = patience_s, probabilities
-        self._asker: Asker | None = None
+        self.columns, self.repository = columns or ColumnNames(), repository
+        self._asker: ModelAsker | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_asker": None}
@@ -122,12 +130,51 @@ class Predictor:
         finally:
             _wait(_ended(outcomes))
 
-    def _open(self) -> Asker:
+    def predict(self, rows: Any) -> Any:
+        """Answers to rows, column by column, in their order.
+
+        Args:
+            rows: the model's inputs by name, each (n, *dims), or a pyarrow table or record batch with columns for
+                them as in files.
+
+        Returns:
+            columns (n,) as in `ANSWER_COLUMNS`, and "refused": why a row has no answer, "" where it has one. Rows
+            without an answer have label and exit stage -1 and NaN for numbers. A dict of arrays, or for a table a
+            pyarrow table.
+
+        Raises:
+            InputError: the rows do not fit the model.
+            DataError: the table has no usable columns.
+            ClientError: see `outcomes`.
+        """
+        is_table = not isinstance(rows, Mapping)
+        block = self._block_of_table(rows) if is_table else self._block_of_arrays(rows)
+        answers = answers_of(self.outcomes(iter([block])), block.size)
+        if not is_table:
+            return answers
+        # pyarrow is optional.
+        import pyarrow as pa
+
+        return pa.table({name: list(one) if one.ndim > 1 else one for name, one in answers.items()})
+
+    def _block_of_arrays(self, rows: Mapping[str, Any]) -> RowBlock:
+        ready = ready_rows(self.info, rows)
+        count = len(next(iter(ready.values())))
+        return RowBlock(ids=np.arange(count), rows=ready if len(ready) > 1 else next(iter(ready.values())))
+
+    def _block_of_table(self, table: Any) -> RowBlock:
+        # pyarrow is optional.
+        from orchestrator.rows.parquet import block_of_arrow
+
+        reader = picture_reader(self.repository or Path("model_repository"), self.info)
+        return block_of_arrow(table, self.info, columns=self.columns, read_picture=reader)
+
+    def _open(self) -> ModelAsker:
         if self._asker is None:
             self._asker = _wait(self._opened())
         return self._asker
 
-    async def _opened(self) -> Asker:
+    async def _opened(self) -> ModelAsker:
         client = self.models.opened()
         try:
             info = await patiently(lambda: client.metadata(self.model), client, patience_s=self.patience_s)
@@ -140,7 +187,7 @@ class Predictor:
             row_bytes=row_bytes_of(info),
             in_flight=self.in_flight,
         )
-        return Asker(
+        return ModelAsker(
             client=client,
             info=info,
             # By the plan's own thresholds: a job must not get other answers for the load that it makes itself.
@@ -150,6 +197,24 @@ class Predictor:
             patience_s=self.patience_s,
             probabilities=self.probabilities,
         )
+
+
+def answers_of(outcomes: Iterable[BlockOutcome], rows: int) -> dict[str, Rows]:
+    """The answers (n,) or (n, k) to rows whose ids are their positions; see `Predictor.predict`."""
+    answers: dict[str, Rows] = {}
+    for name, column in COLUMNS.items():
+        fill = np.nan if issubclass(column.numpy_dtype, np.floating) else -1 if name != "status" else 0
+        answers[name] = np.full(rows, fill, column.numpy_dtype)
+    refused = np.full(rows, "", object)
+    for outcome in outcomes:
+        for part in outcome.answered:
+            for name, values in part.answers.items():
+                if name not in answers:
+                    answers[name] = np.full((rows, *values.shape[1:]), np.nan, values.dtype)
+                answers[name][part.ids] = values
+        for one in outcome.refused:
+            refused[int(one.id)] = one.reason
+    return {**answers, "refused": refused.astype(np.str_)}
 
 
 def row_bytes_of(info: ModelInfo) -> int | None:

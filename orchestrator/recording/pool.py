@@ -15,7 +15,7 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.errors import DataError, InputError, repeated
 from orchestrator.local import LocalMembers
 from orchestrator.planner.goal import ENSEMBLE
-from orchestrator.recording.deriving import Deriver, local_deriver, ordered_derivers, served_deriver
+from orchestrator.predictor.deriving import Deriver, local_deriver, ordered_derivers, served_deriver
 from orchestrator.recording.scores import (
     about_member,
     check_class_names,

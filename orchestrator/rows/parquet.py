@@ -35,7 +35,7 @@ from orchestrator.rows.blocks import (
 )
 from orchestrator.rows.cells import RowForm, TensorColumns, block_of_cells, order_notes, tensor_columns
 from orchestrator.rows.labels import MemberClasses, labels_from_array
-from orchestrator.rows.parquet_table import ParquetTable, numpy_from, parquet_table, words_or_numbers
+from orchestrator.rows.parquet_table import ParquetTable, numpy_from, parquet_table, plain, words_or_numbers
 from orchestrator.rows.pictures import ReadPicture, is_picture
 from orchestrator.spec.served_model import ModelInfo
 
@@ -75,6 +75,24 @@ def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pict
         notes=notes,
         files=tuple(source_file(part.path, part.rows, root=path) for part in table.parts),
     )
+
+
+def block_of_arrow(table: Any, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> RowBlock:
+    """The rows of a pyarrow table or record batch in memory, with their positions as ids.
+
+    Raises DataError where it has no usable columns.
+    """
+    arrays = {
+        name: plain(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+        for name, column in zip(table.schema.names, table.columns, strict=True)
+    }
+    schema = pa.schema([pa.field(name, array.type) for name, array in arrays.items()])
+    stored = ParquetTable(path=Path("table"), parts=(), schema=schema)
+    columns = columns.found_in(f"{stored.path}", "columns", schema.names)
+    names, read, _ = _rows_reader(stored, columns, info, read_picture)
+    batch = pa.RecordBatch.from_arrays([arrays[name] for name in schema.names], schema=schema)
+    numbers = np.arange(batch.num_rows)
+    return _placed(stored.path, read(numbers, _joined(batch, names)), numbers)
 
 
 def parquet_source(

@@ -19,7 +19,7 @@ from export.deriving.served.tokens import RowTokens, TextError
 from export.deriving.tokenizer import TEXTS, tokenizer_model
 from export.deriving.writing import write_deriving
 from orchestrator.errors import ExportError, RepositoryError, SpecError
-from orchestrator.recording.deriving import local_deriver
+from orchestrator.predictor.deriving import local_deriver
 from orchestrator.repository.check import check
 from orchestrator.repository.derive import derived_spec
 from orchestrator.rows.blocks import RowBlock
