@@ -131,7 +131,8 @@ class ClockPricing:
             members.append(own)
             # From inside a server a member may take less than it was timed with from outside, but not nothing.
             first.append(max(float(beside[0][-1]), -float(own[-1])))
-            later.append(np.maximum(beside[1] + self._deferring_ms(share) * rows, -own))
+            more = self._deferring_ms(share) + self._rare_ms(share, pool)
+            later.append(np.maximum(beside[1] + more * rows, -own))
         derived = [self._mean_ms(self.timing.by_name[name], share) * rows for name, _ in self.deriving]
         most = sum(float(np.abs(part).max()) for part in (*members, *later, *derived)) + max(map(abs, first))
         scale = finest_scale(most)
@@ -164,6 +165,20 @@ class ClockPricing:
             return np.zeros(share.shape)
         each = float(ms_of_calls(self.timing.deferring, size))
         return np.asarray(each * (1 - (1 - share) ** size - share) / size, np.float64)
+
+    def _rare_ms(self, share: Floats, pool: Sequence[Member]) -> Floats:
+        """What a later stage takes longer because it pauses while the first is busy, ms per row, float64 (s,).
+
+        It is reckoned with the quickest first stage there is. At a rate whole servers pause, see `Timing.woken_ms`.
+        """
+        size = self.load.batch
+        if size is None or not self.timing.pauses:
+            return np.zeros(share.shape)
+        called = 1 - (1 - share) ** size if self.load.alone else share
+        quickest = min(float(self.timing.by_name[member.name].ms(size)) for member in pool)
+        request_ms = max(quickest + float(ms_of_calls(self.timing.first_stage, size)), 0.0)
+        pauses = request_ms * (1 - called) / np.maximum(called, 1e-9)
+        return np.asarray(called * self.timing.rare_ms(pauses) / size, np.float64)
 
     def ms_alone(self, name: str) -> float:
         """Milliseconds per row of a member that every row is asked of, without the runtime's."""

@@ -42,6 +42,8 @@ from orchestrator.spec.timing import PausedRequest
 FIRST, LATER, PASSED, DEFERRED = "first stage", "later stage", "passed on", "deferring"
 # The same of stages whose members run in the cascade's own process.
 FIRST_HERE, LATER_HERE = "first stage, in process", "later stage, in process"
+# The second stage of the cascade whose first answers the other requests, so that it is asked between them.
+RARE = "later stage, rarely"
 # Their names in the repository of a server of our own.
 PASS_THROUGH = "timed_pass_through"
 # No score is below the one threshold or above the other: the first stage answers every row, or the second.
@@ -114,8 +116,12 @@ def cascade_of(repository: Path, name: str, url: str | Endpoint, models: Sequenc
     if missing:
         got, fix = f"models {', '.join(models)}", f"time {', '.join(missing)} too"
         raise DataError(f"cascade {name}", got=got, expected="those of its first two stages", fix=fix)
-    keys = zip((FIRST, LATER), range(len(stages)), strict=False)
-    asked = {key: (name, Policy(min_stage=place, max_stage=place)) for key, place in keys}
+    places = {FIRST: 0, LATER: 1, RARE: 1}
+    asked = {
+        key: (name, Policy(min_stage=place, max_stage=place))
+        for key, place in places.items()
+        if place < len(stages)
+    }
     return ServedCascade(url=url, asked=asked, stages=stages)
 
 
@@ -149,11 +155,18 @@ def own_server(members: Sequence[str], repository: Path, *, derive: Sequence[str
         with EmbeddedServer(options) as server:
             yield ServedCascade(
                 url=server.grpc_address,
-                asked={key: (spec.name, None) for key, spec in cascades.items()},
+                asked=_asked(cascades),
                 stages=_asked_models(cascades[FIRST]),
                 pass_through=PASS_THROUGH,
                 pid=server.pid,
             )
+
+
+def _asked(cascades: Mapping[str, CascadeSpec]) -> dict[str, tuple[str, Policy | None]]:
+    asked: dict[str, tuple[str, Policy | None]] = {key: (spec.name, None) for key, spec in cascades.items()}
+    if LATER in cascades:
+        asked[RARE] = cascades[FIRST].name, Policy(min_stage=1, max_stage=1)
+    return asked
 
 
 def _cascades(members: Sequence[str], repository: Path, derive: Sequence[str]) -> dict[str, CascadeSpec]:
@@ -242,21 +255,35 @@ def paused_requests(
 
     `found` has milliseconds of the same calls one after another.
     """
-    keys = [(key, 1) for key in (FIRST, LATER) if (key, 1) in calls]
-    longer: dict[float, list[float]] = {}
+    keys = [(key, 1) for key in (FIRST, LATER, RARE) if (key, 1) in calls]
+    longer: dict[float, dict[str, float]] = {}
+
+    def busy(seconds: float) -> None:
+        begun = clock()
+        while clock() - begun < seconds:
+            calls[FIRST, 1]()
+
     for pause_ms in _PAUSES_MS if keys else ():
-        taken: list[list[float]] = [[] for _ in keys]
-        for _, (key, figures) in itertools.product(range(rounds * _PAUSED), zip(keys, taken, strict=True)):
-            pause(pause_ms / 1000)
+        taken: dict[str, list[float]] = {key: [] for key, _ in keys}
+        for _, key in itertools.product(range(rounds * _PAUSED), taken):
+            (busy if key == RARE else pause)(pause_ms / 1000)
             begun = clock()
-            calls[key]()
-            figures.append(1000 * (clock() - begun))
-        beyond = [float(np.median(each) - np.median(found[key])) for key, each in zip(keys, taken, strict=True)]
-        longer[pause_ms] = [float(f"{one:.6g}") for one in np.diff([0.0, *beyond])]
+            calls[key, 1]()
+            taken[key].append(1000 * (clock() - begun))
+        longer[pause_ms] = {key: float(np.median(each) - np.median(found[key, 1])) for key, each in taken.items()}
     return tuple(
-        PausedRequest(pause_ms=pause_ms, first_ms=parts[0], later_ms=parts[-1] if len(parts) > 1 else 0.0)
+        PausedRequest(
+            pause_ms=pause_ms,
+            first_ms=_rounded(parts[FIRST]),
+            later_ms=_rounded(parts.get(LATER, parts[FIRST]) - parts[FIRST]),
+            rare_ms=_rounded(parts.get(RARE, 0.0)),
+        )
         for pause_ms, parts in longer.items()
     )
+
+
+def _rounded(ms: float) -> float:
+    return float(f"{ms:.6g}")
 
 
 def _taken(found: Mapping[tuple[str, int], Floats], name: str, batch: int) -> Floats:

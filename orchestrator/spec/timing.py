@@ -110,17 +110,19 @@ class MemberTiming:
 class PausedRequest:
     """What a request of one row takes longer after a pause without any, than where one follows the other.
 
-    Processors that sleep have to be woken at every step from one process to the next.
+    Processors that sleep have to be woken at every step from one process to the next. Where only the later stage
+    paused, while the first answered requests, its processes have to be woken and caches hold the first's.
     """
 
     pause_ms: float
     first_ms: float  # one that the first stage answers
     later_ms: float  # what each further stage adds to that
+    rare_ms: float = 0.0  # what a later stage adds where it alone had nothing to do for so long
 
     def __post_init__(self) -> None:
         faults = Faults("request after a pause")
         faults.number("pause_ms", self.pause_ms, low=0, high=MOST_MS)
-        for name in ("first_ms", "later_ms"):
+        for name in ("first_ms", "later_ms", "rare_ms"):
             faults.number(name, getattr(self, name), low=-MOST_MS, high=MOST_MS)
         faults.close()
 
@@ -207,12 +209,17 @@ class Timing:
         if not self.pauses:
             return 0.0, 0.0
         shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-        pauses, known = -np.log1p(-shares) / per_ms, [0.0, *(one.pause_ms for one in self.pauses)]
-        first, later = (
-            float(np.interp(pauses, known, [0.0, *(getattr(one, name) for one in self.pauses)]).mean())
-            for name in ("first_ms", "later_ms")
-        )
-        return first, later
+        pauses = -np.log1p(-shares) / per_ms
+        return float(self._longer_ms("first_ms", pauses).mean()), float(self._longer_ms("later_ms", pauses).mean())
+
+    def rare_ms(self, pauses: npt.ArrayLike) -> Floats:
+        """What a later stage takes longer after such pauses of its own, any shape, milliseconds; see `woken_ms`."""
+        return self._longer_ms("rare_ms", pauses) if self.pauses else np.zeros(np.shape(pauses))
+
+    def _longer_ms(self, name: str, pauses: npt.ArrayLike) -> Floats:
+        known = [0.0, *(one.pause_ms for one in self.pauses)]
+        times = [0.0, *(getattr(one, name) for one in self.pauses)]
+        return np.asarray(np.interp(pauses, known, times), np.float64)
 
     @property
     def is_served(self) -> bool:

@@ -238,6 +238,22 @@ def test_a_model_that_makes_tensors_is_paid_for_once_by_the_first_stage_that_rea
     assert rates[0].load(((a,),), (50,)) == rates[1].load(((a,),), (50,))
 
 
+def test_a_later_stage_that_is_rarely_asked_takes_longer() -> None:
+    pauses = (PausedRequest(pause_ms=1, first_ms=0, later_ms=0, rare_ms=0.4),)
+    pool = pool_of(made_records(1)).members
+
+    def later(load: Load, count: int, **parts: object) -> float:
+        prices = ClockPricing(timing=timing_of(**parts), load=load).prices(pool, 1000)
+        return float(prices.totals(((0,), (1,)), (1000, count))[1])
+
+    one, batches = Load(batch=1), Load(batch=16, alone=True)
+    assert later(one, 10, pauses=pauses) - later(one, 10) == pytest.approx(10 * 0.4)
+    # Asked after every request it never pauses.
+    assert later(one, 1000, pauses=pauses) == pytest.approx(later(one, 1000))
+    calls = (1 - 0.999**16) * 1000 / 16
+    assert later(batches, 1, pauses=pauses) - later(batches, 1) == pytest.approx(calls * 0.4, rel=1e-3)
+
+
 def test_stages_are_proposed_to_run_in_process_where_that_pays() -> None:
     pool = pool_of(made_records(1)).members
     where = ReachedStages(pool=pool, stages=((0,), (1,), (2,)), reached=(100, 40, 10))

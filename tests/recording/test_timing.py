@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.__main__ import run
-from orchestrator.recording.served_timing import FIRST, LATER, PASSED, parts_of, paused_requests
+from orchestrator.recording.served_timing import FIRST, LATER, PASSED, RARE, parts_of, paused_requests
 from orchestrator.recording.timing import call_time, measured_rounds
 from orchestrator.spec.timing import timing_from_path
 from tests.recording.builders import NAMES, write_folder, write_member
@@ -65,12 +65,19 @@ def test_what_a_pause_adds_is_the_first_stage_s_and_what_a_later_one_has_beyond_
     def call(ms: float, each: float) -> None:
         now[0] += (ms + each * 1000 * rested[0]) / 1000
 
+    def rarely() -> None:
+        now[0] += 0.004 + (1 if now[0] - last[0] > 0.002 else 0)
+        last[0] = now[0]
+
+    last = [0.0]
     calls = {(FIRST, 1): lambda: call(2, 0.5), (LATER, 1): lambda: call(3, 0.7), (FIRST, 8): lambda: call(99, 9)}
-    found = {(FIRST, 1): np.array([2.0]), (LATER, 1): np.array([3.0])}
+    calls[RARE, 1] = rarely
+    found = {(FIRST, 1): np.array([2.0]), (LATER, 1): np.array([3.0]), (RARE, 1): np.array([4.0])}
     said = paused_requests(calls, found, rounds=1, pause=pause, clock=lambda: now[0])
     assert [one.pause_ms for one in said] == sorted({one.pause_ms for one in said})
     assert [one.first_ms for one in said] == pytest.approx([0.5 * one.pause_ms for one in said])
     assert [one.later_ms for one in said] == pytest.approx([0.2 * one.pause_ms for one in said])
+    assert said[-1].rare_ms == pytest.approx(1000), "only its own pause counts"
     assert paused_requests({}, {}, rounds=1) == ()
 
 
@@ -119,6 +126,7 @@ def test_members_and_what_a_cascade_adds_are_timed_as_served(repository: Path, t
     # The small member takes no more than 8 rows in a call, and nothing is split on the way to it.
     assert [call.batch for call in timing.passed_on] == [1, 8]
     assert len(timing.pauses) > 1
+    assert any(one.rare_ms for one in timing.pauses)
     assert all(one.memory_bytes is not None for one in timing.members), "each has a process of its own here"
     for calls in (timing.first_in_process, timing.later_in_process):
         assert [call.batch for call in calls] == [1, 8, 16]
