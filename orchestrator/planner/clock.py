@@ -169,7 +169,8 @@ class ClockPricing:
     def _rare_ms(self, share: Floats, pool: Sequence[Member]) -> Floats:
         """What a later stage takes longer because it pauses while the first is busy, ms per row, float64 (s,).
 
-        It is reckoned with the quickest first stage there is. At a rate whole servers pause, see `Timing.woken_ms`.
+        It is reckoned with the quickest first stage there is. At a rate a whole server pauses, see
+        `Timing.woken_ms`.
         """
         size = self.load.batch
         if size is None or not self.timing.pauses:

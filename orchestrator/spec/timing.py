@@ -210,7 +210,8 @@ class Timing:
             return 0.0, 0.0
         shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
         pauses = -np.log1p(-shares) / per_ms
-        return float(self._longer_ms("first_ms", pauses).mean()), float(self._longer_ms("later_ms", pauses).mean())
+        first, later = (self._longer_ms(name, pauses) for name in ("first_ms", "later_ms"))
+        return float(first.mean()), float(later.mean())
 
     def rare_ms(self, pauses: npt.ArrayLike) -> Floats:
         """What a later stage takes longer after such pauses of its own, any shape, milliseconds; see `woken_ms`."""
