@@ -214,7 +214,7 @@ class Timing:
         return float(first.mean()), float(later.mean())
 
     def rare_ms(self, pauses: npt.ArrayLike) -> Floats:
-        """What a later stage takes longer after such pauses of its own, any shape, milliseconds; see `woken_ms`."""
+        """What a later stage takes longer after such pauses of its own, milliseconds of any shape."""
         return self._longer_ms("rare_ms", pauses) if self.pauses else np.zeros(np.shape(pauses))
 
     def _longer_ms(self, name: str, pauses: npt.ArrayLike) -> Floats:
