@@ -225,8 +225,9 @@ exits are mixed as in all of it.
 
 Batches of {batches}: one request of so many rows at a time; milliseconds per row, of the client. Rates:
 single rows at random times, at {shares} of what one row at a time would carry; milliseconds from a request to
-its answer, waiting included, as the queue that `committee plan --rate` reckons with has them. Medians over
-the passes, in which all loads take turns. A ratio is measured over predicted.
+its answer, waiting included, as the queue that `committee plan --rate` reckons with has them. All loads take
+turns; medians over the larger half of their passes, those in which other work on the machine used the least. A
+ratio is measured over predicted.
 """
 
 
@@ -249,6 +250,7 @@ def md_from_results(results: dict[str, Any], *, command: str) -> str:
         for one in served
     }
     busy = max((one["machine"]["cores_in_use"] for one in served), default=0.0)
+    others = np.mean([point["measured"]["others_cores"] for point in points_of(results)] or [0.0])
     parts = (
         "# Predicted and served",
         f"<!-- Written by `{command}`; edits are lost. -->",
@@ -260,7 +262,8 @@ def md_from_results(results: dict[str, Any], *, command: str) -> str:
             if HERE in results["parts"]
             else []
         ),
-        f"Measured on {'; '.join(sorted(machines))}; other work used {busy:.1f} cores when it began.",
+        f"Measured on {'; '.join(sorted(machines))}. "
+        f"Other work used {busy:.1f} cores at most when a committee began, and {others:.2f} on average during the passes that count.",
         f"```bash\n{command}\n```",
     )
     return "\n\n".join(parts) + "\n"

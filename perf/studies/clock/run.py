@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from orchestrator.cli.plan_pool import pool_from_records
 from orchestrator.client.over_grpc import GrpcClient
@@ -28,6 +29,7 @@ from orchestrator.repository.files import copy_model
 from orchestrator.spec import CascadeSpec
 from orchestrator.spec.rows import AnyRows, rows_at
 from orchestrator.spec.timing import Timing
+from perf.harness.server_probe import cpu_s, server_processes
 from perf.harness.serving import embedded
 from perf.load.poisson import poisson_arrivals
 from perf.studies.clock.committees import Committee, CommitteeRows
@@ -155,14 +157,40 @@ def measured_committee(
         for number in range(effort.passes + 1):
             say(f"{committee.name}: pass {number} of {effort.passes}")
             for place, load in enumerate(loads):
+                others = OtherWork(server.pid)
                 figures = load.once(client, seed=number)
                 # The first pass warms up.
                 if number:
-                    found[place].append(figures)
+                    found[place].append({**figures, "others_cores": others.cores()})
     return [_point(committee, plan, passes) for plan, passes in zip(plans, found, strict=True)]
 
 
+class OtherWork:
+    """What keeps processors busy from now on beside this process and a server's, the hypervisor included."""
+
+    def __init__(self, server: int) -> None:
+        self._server = server
+        self._begun = time.perf_counter(), self._others_s()
+
+    def cores(self) -> float:
+        """How many on average."""
+        begun, before = self._begun
+        return max(0.0, (self._others_s() - before) / (time.perf_counter() - begun))
+
+    def _others_s(self) -> float:
+        every = psutil.cpu_times()
+        # What guests of this machine use is part of the users'.
+        idle = every.idle + every.iowait + every.guest + every.guest_nice
+        return float(sum(every) - idle - cpu_s(server_processes(self._server)) - time.process_time())
+
+
+def quietest(passes: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """The larger half of the passes, those in which other work used the least."""
+    return sorted(passes, key=lambda one: one["others_cores"])[: len(passes) // 2 + 1]
+
+
 def _point(committee: Committee, plan: ClockPlan, passes: Sequence[dict[str, float]]) -> dict[str, Any]:
+    passes = quietest(passes)
     middle = {key: float(np.median([one[key] for one in passes])) for key in passes[0]}
     assert plan.spec.fit is not None
     return {

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ from typer.testing import CliRunner
 from perf.__main__ import app
 from perf.studies.clock import command
 from perf.studies.clock.command import HERE, md_from_results, outcome_of
-from perf.studies.clock.run import mixed_rows
+from perf.studies.clock.run import OtherWork, mixed_rows, quietest
 
 
 def point(ratio: float, **changes: Any) -> dict[str, Any]:
@@ -23,7 +26,7 @@ def point(ratio: float, **changes: Any) -> dict[str, Any]:
         "predicted_ms": 2.0,
         "busiest": None,
         "passes_ms": [1.9 * ratio, 2 * ratio, 2.1 * ratio],
-        "measured": {"ms": 2 * ratio, "rival_ms": 5 * ratio},
+        "measured": {"ms": 2 * ratio, "rival_ms": 5 * ratio, "others_cores": 0.25},
         "rival": "large",
         "ratio": ratio,
         **changes,
@@ -41,6 +44,24 @@ def test_rows_that_are_asked_about_exit_as_all_do() -> None:
         assert np.any(np.diff(stages[found]) < 0), "in any order"
 
 
+def test_passes_that_other_work_disturbed_do_not_count() -> None:
+    passes = [{"ms": float(place), "others_cores": used} for place, used in enumerate((0.5, 0.1, 0.0, 2.0, 0.2))]
+    assert [one["ms"] for one in quietest(passes)] == [2, 1, 4]
+
+
+def test_other_work_is_neither_ours_nor_the_server_s() -> None:
+    busy = "import time\nend = time.time() + 30\nwhile time.time() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", busy], start_new_session=True) as process:
+        try:
+            time.sleep(0.3)
+            counted, seen = OtherWork(0), OtherWork(process.pid)
+            time.sleep(0.7)
+            # It has at least a part of a core whatever else runs, which both see.
+            assert counted.cores() > seen.cores() + 0.1
+        finally:
+            process.kill()
+
+
 def test_the_worst_ratio_is_the_farthest_from_1_either_way() -> None:
     found = outcome_of([point(1.0), point(1.1), point(1.4), point(0.6)])
     assert (found["within"], found["share"], found["worst"]["ratio"]) == (2, 0.5, 0.6)
@@ -48,7 +69,9 @@ def test_the_worst_ratio_is_the_farthest_from_1_either_way() -> None:
 
 def results() -> dict[str, Any]:
     machine = {"cpu": "a processor", "platform": "Linux", "python": "3.11", "cores_in_use": 0.1, "commit": "abc"}
-    rate = point(1.3, batch=None, rate=50.0, load="50 rows/s on one server", measured={"ms": 2.6})
+    rate = point(
+        1.3, batch=None, rate=50.0, load="50 rows/s on one server", measured={"ms": 2.6, "others_cores": 0.5}
+    )
     line = {
         "batch": 1,
         "target": 2.0,
