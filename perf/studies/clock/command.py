@@ -245,10 +245,7 @@ def md_from_results(results: dict[str, Any], *, command: str) -> str:
         epsilon=EPSILON, batches=", ".join(map(str, BATCHES)), shares=", ".join(f"{one:.0%}" for one in SHARES)
     )
     served = [one for name, one in results["parts"].items() if name != HERE]
-    machines = {
-        f"{one['machine']['cpu']}, {one['machine']['platform']}, commit {one['machine']['commit']}"
-        for one in served
-    }
+    machines = {f"{one['machine']['cpu']}, {one['machine']['platform']}" for one in served}
     busy = max((one["machine"]["cores_in_use"] for one in served), default=0.0)
     others = np.mean([point["measured"]["others_cores"] for point in points_of(results)] or [0.0])
     parts = (
@@ -263,7 +260,8 @@ def md_from_results(results: dict[str, Any], *, command: str) -> str:
             else []
         ),
         f"Measured on {'; '.join(sorted(machines))}. "
-        f"Other work used {busy:.1f} cores at most when a committee began, and {others:.2f} on average during the passes that count.",
+        f"Other work used {busy:.1f} cores at most when a committee began, and "
+        f"{others:.2f} on average during the passes that count.",
         f"```bash\n{command}\n```",
     )
     return "\n\n".join(parts) + "\n"
