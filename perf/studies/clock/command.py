@@ -56,7 +56,7 @@ _HEAD = (
     "measured ms",
     "between passes",
     "ratio",
-    "times as fast",
+    "times as fast (the member's ratio)",
 )
 
 
@@ -185,7 +185,7 @@ def _lines_here(results: dict[str, Any]) -> list[str]:
 def _row_here(line: dict[str, Any]) -> list[str]:
     one, other, fast = line["one"], line["other"], line["times_as_fast"]
     if one is None:
-        return [str(line["batch"]), line["note"], *[""] * 6]
+        return [str(line["batch"]), line["note"], *[""] * 7]
     low, high = line["difference_ci95"]
     return [
         str(line["batch"]),
@@ -194,9 +194,14 @@ def _row_here(line: dict[str, Any]) -> list[str]:
         f"{100 * line['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]",
         f"{line['predicted_ms']:.4g}",
         f"{line['ms']['median']:.4g} ({line['ratio']:.2f})",
+        f"{line['other_ms']['median']:.4g} ({line['other_ratio']:.2f})",
         f"{fast['median']:.2f} ({fast['min']:.2f} to {fast['max']:.2f})",
         f"{line['target']:g}, {'met' if fast['median'] >= line['target'] else 'not met'}",
     ]
+
+
+def _times_as_fast(point: dict[str, Any]) -> float:
+    return float(point["measured"]["rival_ms"] / point["measured"]["ms"])
 
 
 def _row(point: dict[str, Any]) -> list[str]:
@@ -210,9 +215,7 @@ def _row(point: dict[str, Any]) -> list[str]:
         f"{point['measured']['ms']:.4g}",
         f"{min(passes):.4g} to {max(passes):.4g}",
         f"{point['ratio']:.2f}",
-        f"{point['measured']['rival_ms'] / point['measured']['ms']:.2f}"
-        if point["measured"].get("rival_ms")
-        else "",
+        "" if point["rival_ratio"] is None else f"{_times_as_fast(point):.2f} ({point['rival_ratio']:.2f})",
     ]
 
 
@@ -226,16 +229,18 @@ exits are mixed as in all of it.
 Batches of {batches}: one request of so many rows at a time; milliseconds per row, of the client. Rates:
 single rows at random times, at {shares} of what one row at a time would carry; milliseconds from a request to
 its answer, waiting included, as the queue that `committee plan --rate` reckons with has them. All loads take
-turns; medians over the larger half of their passes, those in which other work on the machine used the least. A
-ratio is measured over predicted.
+turns; medians over the larger half of their passes, those in which other work on the machine used the least.
+A ratio is measured over predicted. Times as fast is against the most accurate member, asked alone and
+directly; its own ratio, of what it took to its timing, says how much is the machine's.
 """
 
 
 _ABOUT_HERE = """
 Glyphs in one process with one thread, as [reproduce.md](reproduce.md) measures: plans by the clock from all
 members, chosen on the plan part by its rule with the margin and judged on the test part, against the most
-accurate member of the plan part; deferred rows gather until they fill a batch. Served, one request at a time,
-the same comparison stands in the last column above, for plans that may lose {epsilon:g}.
+accurate member of the plan part; deferred rows gather until they fill a batch. Times are processor time of
+the one thread, of the timing and of what is held to it. Served, one request at a time, the same comparison
+stands in the last column above, for plans that may lose {epsilon:g}.
 """
 
 

@@ -77,6 +77,7 @@ class ClockPlan:
     load: Load
     spec: CascadeSpec
     rival: str | None
+    timing: Timing
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -84,6 +85,13 @@ class ClockPlan:
         assert self.spec.fit is not None
         found: dict[str, Any] = self.spec.fit.extra["timing"]
         return found
+
+    @property
+    def rival_ms(self) -> float | None:
+        """Milliseconds per row of the rival by its timing; None at a rate."""
+        if self.rival is None or self.load.batch is None:
+            return None
+        return float(self.timing.by_name[self.rival].ms(self.load.batch)) / self.load.batch
 
     @property
     def predicted_ms(self) -> float:
@@ -122,7 +130,7 @@ def plan_for(committee: Committee, records: Records, timing: Timing, load: Load)
     base = dataclasses.replace(in_ms(pool.spec, pricing), name=name.replace(".", "_"))
     if committee.imposed is not None:
         imposed = impose_exits(base, records, exit_share=committee.imposed, random_weights=pool.random_weights)
-        return ClockPlan(load=load, spec=predicted_plan(imposed, pricing), rival=names[-1])
+        return ClockPlan(load=load, spec=predicted_plan(imposed, pricing), rival=names[-1], timing=timing)
     assert records.labels is not None
     right = {name: float((records.outputs[name].argmax(axis=1) == records.labels).mean()) for name in names}
     best = max(names, key=lambda one: right[one])
@@ -130,7 +138,7 @@ def plan_for(committee: Committee, records: Records, timing: Timing, load: Load)
     found = plan_from_records(base, records, goal, options=SearchOptions(calibrate=False, pricing=pricing))
     if isinstance(found, Infeasible):
         raise DataError(f"plan {base.name}", got=found.unmet.got, expected=found.unmet.expected)
-    return ClockPlan(load=load, spec=found.spec, rival=None if committee.derive else best)
+    return ClockPlan(load=load, spec=found.spec, rival=None if committee.derive else best, timing=timing)
 
 
 def measured_committee(
@@ -205,6 +213,7 @@ def _point(committee: Committee, plan: ClockPlan, passes: Sequence[dict[str, flo
         "passes_ms": [one["ms"] for one in passes],
         "measured": middle,
         "rival": plan.rival,
+        "rival_ratio": None if plan.rival_ms is None else middle["rival_ms"] / plan.rival_ms,
         "ratio": middle["ms"] / plan.predicted_ms,
     }
 

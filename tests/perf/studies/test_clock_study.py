@@ -28,6 +28,7 @@ def point(ratio: float, **changes: Any) -> dict[str, Any]:
         "passes_ms": [1.9 * ratio, 2 * ratio, 2.1 * ratio],
         "measured": {"ms": 2 * ratio, "rival_ms": 5 * ratio, "others_cores": 0.25},
         "rival": "large",
+        "rival_ratio": 1.02,
         "ratio": ratio,
         **changes,
     }
@@ -70,7 +71,12 @@ def test_the_worst_ratio_is_the_farthest_from_1_either_way() -> None:
 def results() -> dict[str, Any]:
     machine = {"cpu": "a processor", "platform": "Linux", "python": "3.11", "cores_in_use": 0.1, "commit": "abc"}
     rate = point(
-        1.3, batch=None, rate=50.0, load="50 rows/s on one server", measured={"ms": 2.6, "others_cores": 0.5}
+        1.3,
+        rival_ratio=None,
+        batch=None,
+        rate=50.0,
+        load="50 rows/s on one server",
+        measured={"ms": 2.6, "others_cores": 0.5},
     )
     line = {
         "batch": 1,
@@ -83,6 +89,8 @@ def results() -> dict[str, Any]:
         "ms": {"median": 0.2, "min": 0.1, "max": 0.3},
         "predicted_ms": 0.19,
         "ratio": 1.05,
+        "other_ms": {"median": 0.38},
+        "other_ratio": 1.01,
         "times_as_fast": {"median": 1.9, "min": 1.8, "max": 2.0},
     }
     without = {**line, "batch": 32, "one": None, "note": "none is ahead", "times_as_fast": None}
@@ -97,8 +105,8 @@ def test_the_page_says_how_many_are_kept_and_which_is_the_worst() -> None:
     page = md_from_results(results(), command="python -m perf clock")
     assert "All: 1 of 2 plans within 0.9 to 1.1 (50%; goal 90%, not met); worst 1.30, digits, 50 rows/s" in page
     assert "Requests one at a time: 1 of 1 plans" in page
-    assert "| small, then large + other | 100 / 12.5 | 2 | 2 | 1.9 to 2.1 | 1.00 | 2.50 |" in page
-    assert "| 1.90 (1.80 to 2.00) | 2, not met |" in page
+    assert "| small, then large + other | 100 / 12.5 | 2 | 2 | 1.9 to 2.1 | 1.00 | 2.50 (1.02) |" in page
+    assert "| 0.38 (1.01) | 1.90 (1.80 to 2.00) | 2, not met |" in page
     assert "none is ahead" in page
 
 
