@@ -20,9 +20,10 @@ from orchestrator.client.endpoint import (
     HEADERS,
     KEY,
     Endpoint,
-    endpoint_from_address,
+    endpoints_from_addresses,
     headers_from_lines,
 )
+from orchestrator.errors import InputError
 from orchestrator.serving.options import is_loopback
 
 # Wide enough that a table in a file or a pipe loses nothing; a terminal knows its own width.
@@ -111,7 +112,9 @@ DeriveOption = Annotated[
         show_default=False,
     ),
 ]
+GRPC_URL, HTTP_URL = "127.0.0.1:8001", "127.0.0.1:8000"
 ADDRESS = "host:port in clear, or grpcs://host:port with TLS."
+SEVERAL = "Several servers of the same models: again, or with commas between them."
 Ca = Annotated[
     Path | None,
     typer.Option(
@@ -135,16 +138,25 @@ Headers = Annotated[
 ]
 
 
-def endpoint_from_options(
-    url: str, *, ca: Path | None, cert: Path | None, key: Path | None, header: list[str] | None
-) -> Endpoint:
-    """The server that the options mean; says on stderr where headers would go in clear.
+def endpoint_from_options(url: str, **options: Any) -> Endpoint:
+    """As `endpoints_from_options`, for a command that asks one server."""
+    endpoints = endpoints_from_options([url], **options)
+    if len(endpoints) > 1:
+        raise InputError("--url", got=f"{len(endpoints)} servers", expected="one, here")
+    return endpoints[0]
+
+
+def endpoints_from_options(
+    urls: Sequence[str], *, ca: Path | None, cert: Path | None, key: Path | None, header: list[str] | None
+) -> tuple[Endpoint, ...]:
+    """The servers that the options mean; says on stderr where headers would go in clear.
 
     Raises:
-        InputError: the address, a file or a header cannot be used.
+        InputError: an address, a file or a header cannot be used.
     """
     headers = headers_from_lines(header or [], what="--header")
-    endpoint = endpoint_from_address(url, ca=ca, cert=cert, key=key, headers=headers)
-    if headers and endpoint.tls is None and endpoint.port and not is_loopback(endpoint.host):
-        typer.echo(f"note: {endpoint} has no TLS, anybody on the way can read the headers", err=True)
-    return endpoint
+    endpoints = endpoints_from_addresses(urls, ca=ca, cert=cert, key=key, headers=headers)
+    for endpoint in endpoints:
+        if headers and endpoint.tls is None and endpoint.port and not is_loopback(endpoint.host):
+            typer.echo(f"note: {endpoint} has no TLS, anybody on the way can read the headers", err=True)
+    return endpoints

@@ -13,6 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.console import (
+    GRPC_URL,
+    HTTP_URL,
+    SEVERAL,
     Ca,
     Cert,
     ColumnsOption,
@@ -20,7 +23,7 @@ from orchestrator.cli.console import (
     Key,
     MissingOption,
     TextOption,
-    endpoint_from_options,
+    endpoints_from_options,
     listed_names,
     print_json,
     progress,
@@ -40,8 +43,6 @@ from orchestrator.spec import CascadeSpec
 from orchestrator.spec.derived import ordered
 from orchestrator.spec.rows import AnyRows
 from orchestrator.spec.served_model import ModelInfo
-
-GRPC_URL, HTTP_URL = "127.0.0.1:8001", "127.0.0.1:8000"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,11 @@ def infer(
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
     url: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help=f"host:port, or grpcs:// or https:// before it for TLS; {GRPC_URL}, or {HTTP_URL} with --http."
+            help=f"host:port, or grpcs:// or https:// before it for TLS; {GRPC_URL}, or {HTTP_URL} with --http. "
+            f"{SEVERAL}",
+            show_default=False,
         ),
     ] = None,
     http: Annotated[
@@ -114,9 +117,9 @@ def infer(
         deadline_us=deadline_us,
         gear=gear,
     )
-    address = (HTTP_URL if http else GRPC_URL) if url is None else url
-    endpoint = endpoint_from_options(address, ca=ca, cert=cert, key=key, header=header)
-    with connect(endpoint, http=http, timeout_s=timeout_s) as client:
+    addresses = url or [HTTP_URL if http else GRPC_URL]
+    endpoints = endpoints_from_options(addresses, ca=ca, cert=cert, key=key, header=header)
+    with connect(endpoints, http=http, timeout_s=timeout_s) as client:
         info = client.metadata(model)
         spec = _plan(repository, info) if explain else None
         ignored = parameters_from_policy(policy)

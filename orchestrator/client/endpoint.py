@@ -5,12 +5,12 @@ import importlib
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, repeated
 
 # Scheme -> whether it means TLS. gRPC is HTTP/2, so people write http:// for gRPC endpoints as well.
 SCHEMES = {"grpc": False, "grpcs": True, "http": False, "https": True}
@@ -159,6 +159,10 @@ class Endpoint:
         return self
 
 
+# One server or several; a text may hold several with commas between them.
+Addresses = str | Endpoint | Sequence[str | Endpoint]
+
+
 def endpoint_from_address(
     address: str | Endpoint,
     *,
@@ -206,6 +210,28 @@ def endpoint_from_address(
         endpoint = replace(endpoint, tls=files)
     _check_headers(named)
     return replace(endpoint, headers=named)
+
+
+def endpoints_from_addresses(addresses: Addresses, **options: Any) -> tuple[Endpoint, ...]:
+    """Reads the addresses of one server or several, each as `endpoint_from_address` does, with its options.
+
+    Args:
+        addresses: an address, several with commas between them, or a sequence of such.
+        options: certificates and headers, the same for all of them.
+
+    Raises:
+        InputError: as there; also no address, or one that is there twice.
+    """
+    listed = [addresses] if isinstance(addresses, str | Endpoint) else addresses
+    words = [
+        word for one in listed for word in ([one] if isinstance(one, Endpoint) else map(str.strip, one.split(",")))
+    ]
+    endpoints = tuple(endpoint_from_address(word, **options) for word in words)
+    twice = repeated(one.target for one in endpoints)
+    if twice or not endpoints:
+        got = f"{', '.join(twice)} more than once" if twice else "none"
+        raise InputError("server addresses", got=got, expected="one of each server")
+    return endpoints
 
 
 def headers_from_lines(lines: list[str], *, what: str = "headers") -> dict[str, str]:

@@ -7,6 +7,7 @@ import contextlib
 import re
 import socket
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -92,13 +93,13 @@ _BAD_CERTIFICATES = {
 }
 
 
-def error_from(error: BaseException, *, what: str, endpoint: Endpoint | None = None) -> ClientError:
+def error_from(error: BaseException, *, what: str, endpoints: Sequence[Endpoint] = ()) -> ClientError:
     """The ClientError for an exception that came out of a request; `what` names the model and the address.
 
-    Secret headers of the endpoint are removed from the text.
+    Secret headers of the endpoints are removed from the text.
     """
     leaf, text = _leaf_and_text(error)
-    if endpoint is not None:
+    for endpoint in endpoints:
         text = endpoint.without_secrets(text)
     return leaf(what, got=text, fix=FIXES.get(leaf))
 

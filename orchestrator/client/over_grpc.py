@@ -15,8 +15,10 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
 from orchestrator.client.answers import Rows, ServedAnswers, answers_from_outputs, parameters_from_policy
-from orchestrator.client.endpoint import Endpoint, endpoint_from_address
+from orchestrator.client.balancing import BALANCING, Balancer, BalancingPolicy
+from orchestrator.client.endpoint import Addresses, Endpoint, endpoints_from_addresses
 from orchestrator.client.error_mapping import FOREIGN
+from orchestrator.client.several import InThread, SeveralServers
 from orchestrator.client.sync import (
     Asker,
     Part,
@@ -75,6 +77,14 @@ def _opened(kind: Callable[..., Any], endpoint: Endpoint) -> Any:
     return client
 
 
+def _opened_async(endpoint: Endpoint) -> Any:
+    return _opened(triton_aio.InferenceServerClient, endpoint)
+
+
+def _several(balancer: Balancer, endpoints: Sequence[Endpoint]) -> SeveralServers:
+    return SeveralServers(balancer, endpoints, _opened_async)
+
+
 class GrpcClient(SyncClient):
     """Asks a server over gRPC; may be shared by threads. Arguments are those of `SyncClient`.
 
@@ -83,11 +93,20 @@ class GrpcClient(SyncClient):
     """
 
     def __init__(
-        self, address: str | Endpoint, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4
+        self,
+        address: Addresses,
+        *,
+        timeout_s: float = 30.0,
+        retries: int = 3,
+        in_flight: int = 4,
+        balancing: BalancingPolicy = BALANCING,
     ) -> None:
-        endpoint = endpoint_from_address(address).for_grpc()
-        super().__init__(endpoint, timeout_s=timeout_s, retries=retries, in_flight=in_flight)
-        self._triton = _opened(triton.InferenceServerClient, endpoint)
+        endpoints = [endpoint.for_grpc() for endpoint in endpoints_from_addresses(address)]
+        super().__init__(endpoints, timeout_s=timeout_s, retries=retries, in_flight=in_flight, balancing=balancing)
+        if len(endpoints) == 1:
+            self._triton = _opened(triton.InferenceServerClient, endpoints[0])
+        else:
+            self._triton = InThread(lambda: _several(self._balancer, endpoints))
 
     def close(self) -> None:
         """Ends the connections; the client cannot be used afterwards."""
@@ -126,10 +145,16 @@ class AsyncGrpcClient(Asker):
     """Asks a server over gRPC from one event loop; arguments and errors are those of `GrpcClient`."""
 
     def __init__(
-        self, address: str | Endpoint, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4
+        self,
+        address: Addresses,
+        *,
+        timeout_s: float = 30.0,
+        retries: int = 3,
+        in_flight: int = 4,
+        balancing: BalancingPolicy = BALANCING,
     ) -> None:
-        endpoint = endpoint_from_address(address).for_grpc()
-        super().__init__(endpoint, timeout_s=timeout_s, retries=retries, in_flight=in_flight)
+        endpoints = [endpoint.for_grpc() for endpoint in endpoints_from_addresses(address)]
+        super().__init__(endpoints, timeout_s=timeout_s, retries=retries, in_flight=in_flight, balancing=balancing)
         self._triton: Any = None
 
     async def __aenter__(self) -> "Self":
@@ -215,7 +240,8 @@ class AsyncGrpcClient(Asker):
     def _open(self) -> Any:
         # A channel belongs to the event loop that runs when it is made, so it is made with the first request.
         if self._triton is None:
-            self._triton = _opened(triton_aio.InferenceServerClient, self.endpoint)
+            is_one = len(self.endpoints) == 1
+            self._triton = _opened_async(self.endpoints[0]) if is_one else _several(self._balancer, self.endpoints)
         return self._triton
 
 

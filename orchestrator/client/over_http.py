@@ -31,7 +31,7 @@ class HttpClient(SyncClient):
         self, address: str | Endpoint, *, timeout_s: float = 30.0, retries: int = 3, in_flight: int = 4
     ) -> None:
         endpoint = endpoint_from_address(address).for_http()
-        super().__init__(endpoint, timeout_s=timeout_s, retries=retries, in_flight=in_flight)
+        super().__init__([endpoint], timeout_s=timeout_s, retries=retries, in_flight=in_flight)
         context = None if endpoint.tls is None else endpoint.tls.context(gevent.ssl.create_default_context)
         self._triton = triton.InferenceServerClient(
             endpoint.target + endpoint.path,

@@ -17,6 +17,7 @@ from orchestrator.client.answers import (
     answers_from_outputs,
     parameters_from_policy,
 )
+from orchestrator.client.balancing import BALANCING, Balancer, BalancingPolicy
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.error_mapping import FOREIGN, error_from, with_tls_reason
 from orchestrator.decision import Policy
@@ -121,16 +122,27 @@ def scores_from_parts(
 
 
 class Asker:
-    """What a client knows of its server, and whether it asks again after an error.
+    """What a client knows of its servers, and whether it asks again after an error.
 
     Attributes:
         kinds: whether the models asked so far give logits or probabilities.
+        servers: of several servers, what is known of each and its share of the requests; empty where there is one.
     """
 
     over_grpc = True
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float, retries: int, in_flight: int) -> None:
-        self.endpoint = endpoint
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        timeout_s: float,
+        retries: int,
+        in_flight: int,
+        balancing: BalancingPolicy = BALANCING,
+    ) -> None:
+        self.endpoints = tuple(endpoints)
+        self._balancer = Balancer([str(endpoint) for endpoint in endpoints if len(endpoints) > 1], balancing)
+        self.servers = self._balancer.servers
         self.kinds = OutputKinds()
         self._retry_policy = RetryPolicy(timeout_s=timeout_s, retries=retries)
         self._in_flight = in_flight
@@ -142,10 +154,11 @@ class Asker:
 
     def _pause_s(self, model: str, error: Exception, attempt: int, start_s: float) -> float:
         """The pause before a failed request is sent again; raises our error where it is not."""
-        ours = error_from(error, what=f"model {model} at {self.endpoint}", endpoint=self.endpoint)
+        where = ", ".join(map(str, self.endpoints))
+        ours = error_from(error, what=f"model {model} at {where}", endpoints=self.endpoints)
         policy = self._retry_policy
-        if not self._was_answered:
-            ours = with_tls_reason(ours, self.endpoint, over_grpc=self.over_grpc, timeout_s=policy.timeout_s)
+        for endpoint in () if self._was_answered else self.endpoints:
+            ours = with_tls_reason(ours, endpoint, over_grpc=self.over_grpc, timeout_s=policy.timeout_s)
         if isinstance(ours, RefusedError):
             # The model may have been replaced by one of another shape, so its metadata is read again.
             for key in [key for key in self._known if key.partition("/")[0] == model]:
@@ -160,14 +173,15 @@ class Asker:
 
 
 class SyncClient(Asker):
-    """Asks one server; usable as a context manager. A subclass has the calls of its protocol.
+    """Asks a server, or several of the same models; a context manager. A subclass has the calls of its protocol.
 
     Args:
-        endpoint: of the server. Subclasses take an address, see `endpoint_from_address`.
+        endpoints: of the servers. Subclasses take addresses, see `endpoints_from_addresses`.
         timeout_s: per request, retries included.
         retries: further attempts, where the server is unavailable or ends while it holds the request; asking again
             is safe, as answers change nothing on the server.
         in_flight: parts of one oversize request under way at once.
+        balancing: of several servers, when one gets no requests.
     """
 
     def __enter__(self) -> "Self":

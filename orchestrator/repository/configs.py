@@ -8,6 +8,7 @@ Rejected alternative: leaving `instance_group` out. In GPU builds Triton then st
 per GPU, and two of an ONNX model per CPU.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -30,8 +31,9 @@ from orchestrator.pbtxt import (
     with_fields,
 )
 from orchestrator.repository.files import may_replace
-from orchestrator.spec import CascadeSpec, InputSpec, Manifest, TensorSpec
+from orchestrator.spec import CascadeSpec, InputSpec, Manifest, TensorSpec, json_from_cascade
 from orchestrator.spec.answer import ANSWER_COLUMNS
+from orchestrator.spec.cascade import PLAN_SHA256
 from orchestrator.spec.deriving import DerivingManifest
 from orchestrator.spec.output_kind import PARAMETER
 from orchestrator.spec.triton import ANY_VERSION, BACKEND_OF_FILE, ENSEMBLE
@@ -177,6 +179,7 @@ def cascade_config(spec: CascadeSpec) -> pb.ModelConfig:
             output=_outputs(spec),
             instance_group=[_instances("cpu")],
             dynamic_batching=pb.ModelDynamicBatching(),
+            parameters=_plan_parameter(spec),
         )
 
 
@@ -278,6 +281,22 @@ def _outputs(spec: CascadeSpec) -> list[pb.ModelOutput]:
     return outputs
 
 
+def _plan_parameter(spec: CascadeSpec) -> dict[str, pb.ModelParameter]:
+    """The hash of the plan, by which clients of several servers know that all serve the same."""
+    digest = hashlib.sha256(json_from_cascade(spec).encode()).hexdigest()
+    return {PLAN_SHA256: pb.ModelParameter(string_value=digest)}
+
+
+def with_plan_of(config: ModelConfig, other: ModelConfig) -> ModelConfig:
+    """A configuration with another one's hash of the plan, the one parameter that is no person's setting."""
+    found = ModelConfig()
+    found.CopyFrom(config)
+    found.parameters.pop(PLAN_SHA256, None)
+    if PLAN_SHA256 in other.parameters:
+        found.parameters[PLAN_SHA256].CopyFrom(other.parameters[PLAN_SHA256])
+    return found
+
+
 def label_text(labels: Sequence[str]) -> str:
     """The content of a label file."""
     return "".join(f"{label}\n" for label in labels)
@@ -292,9 +311,9 @@ def tuned_text(text: str, rendered: ModelConfig, *, path: Path) -> str:
     edited = config_from_text(text, subject=str(path))
     # The config as it was rendered, if only tunable fields were edited; its first lines then have its own hash.
     before = with_fields(edited, TUNABLE, of=rendered)
-    if not is_hash_of(before, text):
+    if not is_hash_of(with_plan_of(before, edited), text):
         _require_owned_fields(before, rendered, text=text, path=path)
-    wanted = with_fields(rendered, TUNABLE, of=edited)
+    wanted = with_plan_of(with_fields(rendered, TUNABLE, of=edited), rendered)
     if wanted == edited:
         return text
     return text_from_config(wanted, rendered=rendered, comments=comments_in(text))

@@ -74,7 +74,7 @@ def render(
     """
     repository = Path(repository)
     require_members(spec, repository)
-    spec = named_spec(_known_spec(spec, repository), repository)
+    spec = pinned_spec(named_spec(_known_spec(spec, repository), repository), repository)
     folder = repository / spec.name
     _require_ours([folder], force=force)
     text = _config_text(folder, cascade_config(spec), force=force)
@@ -82,7 +82,7 @@ def render(
     runtime = runtime_files() if standalone else {}
     files: dict[str, bytes | str] = {f"{inside}/{RUNTIME}/{name}": data for name, data in runtime.items()}
     files |= _labels_file(spec)
-    files[f"{inside}/{PLAN}"] = json_from_cascade(pinned_spec(spec, repository))
+    files[f"{inside}/{PLAN}"] = json_from_cascade(spec)
     files[f"{inside}/model.py"] = SHIM
     # Last, so that an interrupted rendering leaves no config, or an old one that `check` finds stale.
     files[CONFIG] = text

@@ -28,6 +28,7 @@ from orchestrator.spec.validation import (
 )
 
 PLAN = "cascade.json"  # in the version folder of a cascade
+PLAN_SHA256 = "plan_sha256"  # parameter of its configuration: of that file as it was rendered
 ONE_TENSOR = "one tensor of numbers of fixed shape"
 COMBINES = ("mean_logit", "mean_prob", "vote", "last")
 SCORES = ("max_prob", "top2_gap", "neg_entropy", "agreement")

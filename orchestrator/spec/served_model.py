@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.errors import InputError, ServerFaultError
 from orchestrator.spec.answer import ANSWER_COLUMNS
+from orchestrator.spec.cascade import PLAN_SHA256
 from orchestrator.spec.output_kind import OUTPUT_KINDS, PARAMETER, SCORE_DTYPES
 from orchestrator.spec.triton import ONNX_RUNTIME, backend_of, stated_instances
 
@@ -91,6 +92,24 @@ def model_from_json(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> M
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         got = f"a document that cannot be read ({error!r})"
         raise ServerFaultError(f"metadata of model {name}", got=got) from error
+
+
+def identity_from_config(config: Mapping[str, Any]) -> str:
+    """What servers that answer alike have in common: the plan of a cascade, else the tensors; in words.
+
+    Cascades that were rendered before configurations had the plan's hash count as models without a plan.
+    """
+    plan = config.get("parameters", {}).get(PLAN_SHA256)
+    if plan is not None:
+        return f"plan {plan['string_value'][:12]}"
+    listed = [
+        listed_tensors(
+            (str(one["name"]), str(one["data_type"]).removeprefix("TYPE_"), [int(size) for size in one["dims"]])
+            for one in side
+        )
+        for side in (config.get("input", ()), config.get("output", ()))
+    ]
+    return " -> ".join(listed)
 
 
 def _output_kind(config: Mapping[str, Any]) -> str | None:

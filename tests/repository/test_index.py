@@ -68,7 +68,7 @@ def test_names_of_a_label_file_become_the_cascades_and_changing_them_renders_aga
     assert check(repository)
     (repository / "large/names.txt").write_text("ant\nbee\nmanatee\n")
     changed = render(plan, repository)
-    assert {path.name for path in changed.written} == {"labels.txt", "cascade.json"}
+    assert {path.name for path in changed.written} == {"labels.txt", "cascade.json", "config.pbtxt"}
     assert served(repository)[1] == "ant\nbee\nmanatee\n"
     assert snapshot(repository / "large") == {**theirs, "names.txt": b"ant\nbee\nmanatee\n"}
 

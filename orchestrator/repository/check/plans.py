@@ -11,7 +11,7 @@ from orchestrator.errors import RepositoryError, SpecError
 from orchestrator.graphs.onefile import OneFile, answering, onefile_from_model
 from orchestrator.pbtxt import CONFIG, differences
 from orchestrator.repository.check.models import Findings, Model, stated_kind
-from orchestrator.repository.configs import LABELS, TUNABLE, cascade_config, is_refused, label_text
+from orchestrator.repository.configs import LABELS, TUNABLE, cascade_config, is_refused, label_text, with_plan_of
 from orchestrator.repository.files import RUNTIME, SHIM, runtime_files, sha256_of_path
 from orchestrator.repository.index import (
     label_file_of,
@@ -25,7 +25,7 @@ from orchestrator.repository.members import MemberFacts, Tensors, fits, planned_
 from orchestrator.repository.render import ensemble_configs
 from orchestrator.spec import CascadeSpec, Derived, FusedPrefix, Manifest, Member, RowTensor, cascade_from_path
 from orchestrator.spec.answer import first_misplaced, first_unlike
-from orchestrator.spec.cascade import PLAN
+from orchestrator.spec.cascade import PLAN, PLAN_SHA256
 from orchestrator.spec.manifest import Tensor
 from orchestrator.spec.request import plan_dtype
 from orchestrator.spec.triton import versions_in
@@ -385,7 +385,11 @@ def compare_configs(model: Model, expected: ModelConfig, *, findings: Findings) 
         return
     # Rendered models do not use GPUs, but instances on one would take memory of it.
     on_gpu = any(group.kind == ModelInstanceGroup.KIND_GPU for group in model.config.instance_group)
-    for field, (got, wanted) in differences(model.config, expected).items():
+    config = with_plan_of(model.config, expected)
+    if config != model.config:
+        text = "is not the plan's, so clients of several servers cannot tell plans apart"
+        findings.note(f"config.pbtxt {PLAN_SHA256}", f"{text}; {_AGAIN}")
+    for field, (got, wanted) in differences(config, expected).items():
         what = f"config.pbtxt {field}"
         if field == "instance_group" and on_gpu:
             hint = "correct it there, the runtime computes nothing on a GPU"
