@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,8 @@ from orchestrator.batch.job import BatchJob, refused_path, run_batch
 from orchestrator.batch.parts import PART_ROWS
 from orchestrator.cli.console import (
     ADDRESS,
+    GRPC_URL,
+    SEVERAL,
     Ca,
     Cert,
     ColumnsOption,
@@ -18,7 +20,7 @@ from orchestrator.cli.console import (
     Key,
     MissingOption,
     TextOption,
-    endpoint_from_options,
+    endpoints_from_options,
     listed_names,
     print_json,
     progress,
@@ -43,7 +45,10 @@ def batch(
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Answers: .parquet or .npz.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
-    url: Annotated[str, typer.Option(help=f"The gRPC endpoint: {ADDRESS}")] = "127.0.0.1:8001",
+    url: Annotated[
+        list[str] | None,
+        typer.Option(help=f"The gRPC endpoint, {GRPC_URL}: {ADDRESS} {SEVERAL}", show_default=False),
+    ] = None,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -102,13 +107,11 @@ def batch(
 
     Text: committee batch --model reviews new.csv answers.parquet --text review --keep-columns review
     """
-    models = (
-        LocalModels(repository=repository)
-        if in_process
-        else ServedModels(
-            endpoint=endpoint_from_options(url, ca=ca, cert=cert, key=key, header=header), timeout_s=timeout_s
-        )
-    )
+    if in_process:
+        models: Any = LocalModels(repository=repository)
+    else:
+        servers = endpoints_from_options(url or [GRPC_URL], ca=ca, cert=cert, key=key, header=header)
+        models = ServedModels(servers=servers, timeout_s=timeout_s)
     predictor = Predictor(
         models,
         model,

@@ -18,7 +18,7 @@ from orchestrator.client.answers import Rows, ServedAnswers, answers_from_output
 from orchestrator.client.balancing import BALANCING, Balancer, BalancingPolicy
 from orchestrator.client.endpoint import Addresses, Endpoint, endpoints_from_addresses
 from orchestrator.client.error_mapping import FOREIGN
-from orchestrator.client.several import InThread, SeveralServers
+from orchestrator.client.several import FromPlainCode, SeveralServers
 from orchestrator.client.sync import (
     Asker,
     Part,
@@ -106,7 +106,7 @@ class GrpcClient(SyncClient):
         if len(endpoints) == 1:
             self._triton = _opened(triton.InferenceServerClient, endpoints[0])
         else:
-            self._triton = InThread(lambda: _several(self._balancer, endpoints))
+            self._triton = FromPlainCode(lambda: _several(self._balancer, endpoints))
 
     def close(self) -> None:
         """Ends the connections; the client cannot be used afterwards."""

@@ -6,9 +6,7 @@ requests it holds to its neighbours; one that says it is not ready keeps them, b
 """
 
 import asyncio
-import concurrent.futures
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 from orchestrator.client.balancing import Balancer, ServerState
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.error_mapping import FOREIGN, error_from
+from orchestrator.client.loop import wait_in_loop
 from orchestrator.errors import (
     ClientError,
     InputError,
@@ -247,39 +246,19 @@ class SeveralServers:
             self._said[server, model] = reason or ""
 
 
-class InThread:
-    """The same calls for plain code, from any thread: an event loop runs in a thread of its own.
+class FromPlainCode:
+    """The same calls for plain code, from any thread.
 
     Args:
-        make: makes the asynchronous client, inside that loop.
+        make: makes the asynchronous client, inside the event loop that it belongs to.
     """
 
     def __init__(self, make: Callable[[], SeveralServers]) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="committee-servers", daemon=True)
-        self._thread.start()
-
         async def made() -> SeveralServers:
             return make()
 
-        self._several = self._run(made())
-
-    def close(self) -> None:
-        """Ends the connections and the thread."""
-        self._run(self._several.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._several = wait_in_loop(made())
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._several, name)
-        return lambda *words, **named: self._run(method(*words, **named))
-
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError as error:
-            raise InferenceServerException("the client is closed", status="StatusCode.CANCELLED") from error
-        finally:
-            future.cancel()
+        return lambda *words, **named: wait_in_loop(method(*words, **named))

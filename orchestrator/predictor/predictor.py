@@ -1,19 +1,15 @@
 """The predictor: rows in, answers out, in order; picklable, so that other processes can open it for themselves."""
 
-import asyncio
 import math
-import os
-import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.client.endpoint import Endpoint
+from orchestrator.client.endpoint import Addresses
+from orchestrator.client.loop import wait_in_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
 from orchestrator.predictor.asking import COLUMNS, AsyncAnswers, BlockOutcome, ModelAsker, Rows, patiently
@@ -27,7 +23,6 @@ from orchestrator.spec.served_model import ModelInfo
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-T = TypeVar("T")
 # Further attempts of a client at one request, within a second; then it is for the predictor to be patient.
 RETRIES = 4
 # What is read at once, so that requests of any size can be cut from it.
@@ -38,14 +33,14 @@ UNSIZED_ROWS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModels:
-    """Models of a server, asked over gRPC."""
+    """Models of a server, or of several that serve the same ones, asked over gRPC."""
 
-    endpoint: Endpoint
+    servers: Addresses
     timeout_s: float = 60.0  # longest wait for one answer
 
     def opened(self) -> AsyncAnswers:
         """A client, which connects when it first asks."""
-        return AsyncGrpcClient(self.endpoint, timeout_s=self.timeout_s, retries=RETRIES)
+        return AsyncGrpcClient(self.servers, timeout_s=self.timeout_s, retries=RETRIES)
 
 
 class Predictor:
@@ -93,7 +88,7 @@ class Predictor:
         """Lets go of connections or members; the next use opens them again."""
         asker, self._asker = self._asker, None
         if asker is not None:
-            _wait(asker.client.close())
+            wait_in_loop(asker.client.close())
 
     @property
     def info(self) -> ModelInfo:
@@ -125,10 +120,10 @@ class Predictor:
         """
         outcomes = self._open().outcomes(blocks)
         try:
-            while (outcome := _wait(_next_of(outcomes))) is not None:
+            while (outcome := wait_in_loop(_next_of(outcomes))) is not None:
                 yield outcome
         finally:
-            _wait(_ended(outcomes))
+            wait_in_loop(_ended(outcomes))
 
     def predict(self, rows: Any) -> Any:
         """Answers to rows, column by column, in their order.
@@ -171,7 +166,7 @@ class Predictor:
 
     def _open(self) -> ModelAsker:
         if self._asker is None:
-            self._asker = _wait(self._opened())
+            self._asker = wait_in_loop(self._opened())
         return self._asker
 
     async def _opened(self) -> ModelAsker:
@@ -232,39 +227,3 @@ async def _next_of(outcomes: AsyncGenerator[BlockOutcome, None]) -> BlockOutcome
 
 async def _ended(outcomes: AsyncGenerator[BlockOutcome, None]) -> None:
     await outcomes.aclose()
-
-
-def _wait(work: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine gives in the loop of this process; it is ended first where this thread is interrupted."""
-    loop = _loop(os.getpid())
-    done: Future[T] = Future()
-    tasks: list[asyncio.Task[T]] = []
-
-    def begin() -> None:
-        tasks.append(loop.create_task(work))
-        tasks[0].add_done_callback(hand_over)
-
-    def hand_over(task: asyncio.Task[T]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is None:
-            done.set_result(task.result())
-        else:
-            done.set_exception(error)
-
-    loop.call_soon_threadsafe(begin)
-    try:
-        return done.result()
-    except BaseException:
-        if not done.done():
-            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-            done.exception()
-        raise
-
-
-@cache
-def _loop(process: int) -> asyncio.AbstractEventLoop:
-    """The event loop of a process, in a thread of its own: gRPC's asyncio does not bear several of them well."""
-    del process
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="committee-predictor", daemon=True).start()
-    return loop

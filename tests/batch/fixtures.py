@@ -43,7 +43,8 @@ class Batching:
     ) -> str:
         """Runs the command; gives what it printed, to stderr where it failed. Code 7 tells of refused rows."""
         words = ["batch", self.folder / source, self.folder / output, "--model", model]
-        words += ["--url", self.front.address, "--repository", self.folder / "repository"]
+        words += ["--repository", self.folder / "repository"]
+        words += [] if "--url" in words else ["--url", self.front.address]
         if code == REFUSED:
             self.capsys.readouterr()
             assert run([*map(str, [*words, *arguments])]) == code, self.capsys.readouterr()

@@ -28,7 +28,9 @@ class Asking:
 
     def infer(self, *arguments: object, model: str = "digits_cascade", code: int = 0) -> str:
         """Runs the command and gives what it printed, to stderr where it failed."""
-        words = ["infer", "--model", model, "--url", self.grpc, "--repository", self.repository]
+        words: list[object] = ["infer", "--model", model, "--repository", self.repository]
+        if "--url" not in arguments:
+            words += ["--url", self.grpc]
         return printed_by([*words, *arguments], self.capsys, code=code)
 
     def rows(self, *arguments: object, **options: object) -> list[dict]:

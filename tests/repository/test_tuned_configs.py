@@ -14,7 +14,7 @@ from orchestrator.cli.render import render as render_command
 from orchestrator.errors import RepositoryError
 from orchestrator.pbtxt import config_from_path, config_from_text, line_of_field, text_from_config
 from orchestrator.repository.check import check
-from orchestrator.repository.configs import TUNABLE, cascade_config, tuned_text
+from orchestrator.repository.configs import TUNABLE, cascade_config, tuned_text, with_plan_of
 from orchestrator.repository.render import ensemble_from_cascade, render, render_ensemble
 from orchestrator.spec import CascadeSpec, json_from_cascade
 from tests.repository.builders import render_output, snapshot, spec_of
@@ -198,11 +198,13 @@ def test_whatever_is_set_is_what_the_next_config_has_and_all_else_is_the_plans(
             tuned.ClearField(field)
         chosen = (first, second)[place % 2]
         tuned.MergeFrom(config_from_text("\n".join(chosen.values()), subject="chosen"))
+        # Who edits leaves the plan's hash where it is: without it nobody can tell an edit from an older plan.
+        tuned = with_plan_of(tuned, config_from_text(text, subject="config"))
         header = "\n".join(text.splitlines()[:2])
         text = tuned_text(f"{header}\n{_text(tuned)}", rendered, path=Path("config.pbtxt"))
         found = config_from_text(text, subject="found")
         for field in ModelConfig.DESCRIPTOR.fields_by_name:
-            source = tuned if field in TUNABLE else rendered
+            source = with_plan_of(tuned, rendered) if field in TUNABLE else rendered
             assert getattr(found, field) == getattr(source, field), field
 
 
