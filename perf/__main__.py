@@ -23,6 +23,7 @@ from perf.studies.overload.command import overload
 from perf.studies.planner import planner
 from perf.studies.reproduce.command import reproduce
 from perf.studies.scaling.command import scaling
+from perf.studies.servers import servers
 from perf.studies.soak import soak
 from perf.studies.tables import tables
 from perf.studies.text.command import text, text_study
@@ -37,7 +38,7 @@ def main() -> None:
 
 
 command: Any
-for command in (run, leak, core, clock, onefile, planner, int8, live, overload, soak, false_openings):
+for command in (run, leak, core, clock, onefile, planner, int8, live, overload, soak, servers, false_openings):
     app.command()(command)
 # Options behind these names are the other program's.
 for command in (analyzer, tritonserver):

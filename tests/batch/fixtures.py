@@ -44,7 +44,7 @@ class Batching:
         """Runs the command; gives what it printed, to stderr where it failed. Code 7 tells of refused rows."""
         words = ["batch", self.folder / source, self.folder / output, "--model", model]
         words += ["--repository", self.folder / "repository"]
-        words += [] if "--url" in words else ["--url", self.front.address]
+        words += [] if "--url" in arguments else ["--url", self.front.address]
         if code == REFUSED:
             self.capsys.readouterr()
             assert run([*map(str, [*words, *arguments])]) == code, self.capsys.readouterr()
