@@ -29,7 +29,7 @@ BALANCING = BalancingPolicy()
 
 
 @dataclass(eq=False)
-class ServerState:
+class BalancedServer:
     """What is known of one server, and the counts of its share."""
 
     address: str
@@ -66,11 +66,11 @@ class Balancer:
     """
 
     def __init__(self, addresses: Collection[str], policy: BalancingPolicy) -> None:
-        self.servers = [ServerState(address) for address in addresses]
+        self.servers = [BalancedServer(address) for address in addresses]
         self.policy = policy
         self._picks = 0
 
-    def pick(self, model: str, now_s: float, *, without: Collection[ServerState] = ()) -> ServerState | None:
+    def pick(self, model: str, now_s: float, *, without: Collection[BalancedServer] = ()) -> BalancedServer | None:
         """The server with the fewest requests under way that may be asked, the longest unasked among equals.
 
         Where none may be asked, any is, in case its fault has passed, but for those that serve something else.
@@ -89,16 +89,16 @@ class Balancer:
         server.last_pick = self._picks
         return server
 
-    def able(self, model: str, now_s: float) -> list[ServerState]:
+    def able(self, model: str, now_s: float) -> list[BalancedServer]:
         """The servers that may be asked about a model."""
         return [one for one in self.servers if one.reason(model, now_s) is None]
 
-    def succeeded(self, server: ServerState) -> None:
+    def succeeded(self, server: BalancedServer) -> None:
         """Counts an answer."""
         server.answered += 1
         server.in_a_row = 0
 
-    def failed(self, server: ServerState, now_s: float, fault: str, *, counts: bool = True) -> bool:
+    def failed(self, server: BalancedServer, now_s: float, fault: str, *, counts: bool = True) -> bool:
         """Counts a failed request; whether the server is ejected by it.
 
         Args:
@@ -123,7 +123,7 @@ class Balancer:
         server.ejected_until_s = server.quiet_since_s = now_s + lasts_s
         return True
 
-    def checked(self, server: ServerState, now_s: float, reasons: dict[str, str]) -> None:
+    def checked(self, server: BalancedServer, now_s: float, reasons: dict[str, str]) -> None:
         """Takes in a health check: why the server is not to be asked, by model; empty where all is well."""
         server.reasons = reasons
         if server.backoff and now_s - server.quiet_since_s >= self.policy.base_ejection_s:

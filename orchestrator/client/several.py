@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
-from orchestrator.client.balancing import Balancer, ServerState
+from orchestrator.client.balancing import BalancedServer, Balancer
 from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.error_mapping import FOREIGN, error_from
 from orchestrator.client.loop import wait_in_loop
@@ -50,8 +50,8 @@ class SeveralServers:
         self._balancer, self._policy = balancer, balancer.policy
         self._clients = {s: open_client(e) for s, e in zip(self._balancer.servers, endpoints, strict=True)}
         self._endpoints = dict(zip(self._balancer.servers, endpoints, strict=True))
-        self._attempts: dict[ServerState, set[asyncio.Future[Any]]] = {s: set() for s in self._balancer.servers}
-        self._said: dict[tuple[ServerState, str], str] = {}
+        self._attempts: dict[BalancedServer, set[asyncio.Future[Any]]] = {s: set() for s in self._balancer.servers}
+        self._said: dict[tuple[BalancedServer, str], str] = {}
         # What every model asked for so far is at the servers that are asked about it.
         self._agreed: dict[str, str] = {}
         self._begun: dict[str, asyncio.Task[None]] = {}
@@ -93,7 +93,7 @@ class SeveralServers:
         """Asks one server after another until one answers; raises tritonclient's exceptions."""
         until_s = time.monotonic() + arguments["client_timeout"]
         await self._begin(model)
-        faults: dict[ServerState, InferenceServerException] = {}
+        faults: dict[BalancedServer, InferenceServerException] = {}
         while (server := self._balancer.pick(model, time.monotonic(), without=faults)) is not None:
             left_s = until_s - time.monotonic()
             if left_s <= 0:
@@ -107,7 +107,7 @@ class SeveralServers:
                 faults[server] = error
         raise self._nobody(model, faults)
 
-    async def _attempt(self, server: ServerState, call: Coroutine[Any, Any, T]) -> T:
+    async def _attempt(self, server: BalancedServer, call: Coroutine[Any, Any, T]) -> T:
         """One request to one server; cancelled from `_check`, it counts as unavailable."""
         task = asyncio.ensure_future(call)
         attempts = self._attempts[server]
@@ -125,7 +125,7 @@ class SeveralServers:
         self._balancer.succeeded(server)
         return answer
 
-    def _is_for_a_neighbour(self, server: ServerState, error: InferenceServerException) -> bool:
+    def _is_for_a_neighbour(self, server: BalancedServer, error: InferenceServerException) -> bool:
         """Counts a failure, and whether another server may answer the request."""
         ours = self._ours(error, server)
         if isinstance(ours, RefusedError) and not isinstance(ours, UnknownModelError):
@@ -137,11 +137,11 @@ class SeveralServers:
             _log.warning("%s is not asked for %.0f s: %s", server.address, server.ejected_until_s - now_s, fault)
         return isinstance(ours, UnavailableError | UnknownModelError)
 
-    def _ours(self, error: Exception, server: ServerState) -> ClientError:
+    def _ours(self, error: Exception, server: BalancedServer) -> ClientError:
         return error_from(error, what=server.address, endpoints=[self._endpoints[server]])
 
     def _nobody(
-        self, model: str, faults: Mapping[ServerState, InferenceServerException]
+        self, model: str, faults: Mapping[BalancedServer, InferenceServerException]
     ) -> InferenceServerException:
         """The error where no server has answered, which says once what several have in common."""
         ours = {server: self._ours(error, server) for server, error in faults.items()}
@@ -187,7 +187,7 @@ class SeveralServers:
         if not self._watches:
             self._watches = [asyncio.ensure_future(self._watch(server)) for server in servers]
 
-    async def _watch(self, server: ServerState) -> None:
+    async def _watch(self, server: BalancedServer) -> None:
         while True:
             await asyncio.sleep(self._policy.check_s)
             identities = await self._check(server, list(self._begun))
@@ -195,7 +195,7 @@ class SeveralServers:
                 self._hold_to_agreed(server, model, identity)
             self._say(server)
 
-    async def _check(self, server: ServerState, models: Sequence[str]) -> dict[str, str]:
+    async def _check(self, server: BalancedServer, models: Sequence[str]) -> dict[str, str]:
         """Takes in whether a server is ready for models; what it serves under each name that it is ready for."""
         client, limit = self._clients[server], {"client_timeout": self._policy.check_timeout_s}
         reasons, identities = dict[str, str](), dict[str, str]()
@@ -219,7 +219,7 @@ class SeveralServers:
         self._balancer.checked(server, time.monotonic(), reasons)
         return identities
 
-    def _hold_to_agreed(self, server: ServerState, model: str, identity: str) -> None:
+    def _hold_to_agreed(self, server: BalancedServer, model: str, identity: str) -> None:
         """Keeps a server from requests while it serves something else than the servers did at the start."""
         agreed = self._agreed.setdefault(model, identity)
         server.others.pop(model, None)
@@ -232,7 +232,7 @@ class SeveralServers:
             for one in self._balancer.servers:
                 del one.others[model]
 
-    def _say(self, server: ServerState) -> None:
+    def _say(self, server: BalancedServer) -> None:
         """Logs what is new about whether a server is asked, a line for each model where they differ."""
         for model in ("", *self._begun):
             reason = server.reasons.get("") if not model else server.reasons.get(model) or server.others.get(model)

@@ -1,18 +1,18 @@
 """Which server gets the next request, by the state alone: no clock, no sockets."""
 
-from orchestrator.client.balancing import Balancer, BalancingPolicy, ServerState
+from orchestrator.client.balancing import BalancedServer, Balancer, BalancingPolicy
 
 POLICY = BalancingPolicy(
     consecutive_failures=3, base_ejection_s=10.0, max_ejection_s=25.0, max_ejection_percent=50
 )
 
 
-def three() -> tuple[Balancer, list[ServerState]]:
+def three() -> tuple[Balancer, list[BalancedServer]]:
     balancer = Balancer(["a", "b", "c"], POLICY)
     return balancer, balancer.servers
 
 
-def fail(balancer: Balancer, server: ServerState, now_s: float, *, times: int = 3) -> bool:
+def fail(balancer: Balancer, server: BalancedServer, now_s: float, *, times: int = 3) -> bool:
     return [balancer.failed(server, now_s, "broken") for _ in range(times)][-1]
 
 
