@@ -46,6 +46,7 @@ EXTRAS = {
     "demo": ("PIL", "matplotlib", "sklearn", "tokenizers"),
     "plan": ("scipy", "jinja2"),
     "batch": ("pyarrow",),
+    "remote": ("fsspec",),
     "serve": ("pytriton",),
     "export": ("torch", "transformers", "onnxscript", "safetensors"),
     "tabular": ("skl2onnx", "onnxmltools", "lightgbm", "xgboost"),

@@ -156,6 +156,10 @@ class DataError(CommitteeError):
     """A data source or a records file cannot be used."""
 
 
+class NoRowsError(DataError):
+    """A data source is whole and has no rows, as a partition of a larger one may."""
+
+
 class DiskError(CommitteeError):
     """A disk is full, read-only or broken, or a folder on it is gone; the same call works once that is mended."""
 

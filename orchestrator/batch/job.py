@@ -21,12 +21,15 @@ from orchestrator.batch.writers import (
     whole_file,
 )
 from orchestrator.errors import ClientError, CommitteeError, DataError, SpecError, interrupted_from
+from orchestrator.files import sha256_of_path
 from orchestrator.predictor.asking import BlockOutcome
 from orchestrator.predictor.predictor import Predictor
 from orchestrator.progress import Advance, Progress, no_progress
 from orchestrator.repository.index import cascade_in, picture_reader
-from orchestrator.rows.blocks import ColumnNames, StoredRows
+from orchestrator.rows.blocks import ColumnNames, RowBlock, StoredRows, gathered
 from orchestrator.rows.opening import stored_rows
+from orchestrator.rows.remote import local_copy
+from orchestrator.spec.cascade import PLAN
 
 FILES = (".parquet", ".npz")
 
@@ -41,6 +44,7 @@ class BatchJob:
     """Which rows go through which model, and where the answers go.
 
     Args:
+        source: a file, a folder, a glob, or a URL of one that fsspec reads.
         output: a file that ends in .parquet or .npz, else a folder of parts.
         columns: which arrays or columns hold what, and which go into the answers.
         repository: where cascade.json says how pictures become rows.
@@ -51,7 +55,7 @@ class BatchJob:
     """
 
     predictor: Predictor
-    source: Path
+    source: str
     output: Path
     columns: ColumnNames
     repository: Path
@@ -63,7 +67,7 @@ class BatchJob:
         return not self.output.suffix
 
     def __post_init__(self) -> None:
-        source, output = self.source, self.output
+        source, output = Path(self.source), self.output
         if output.suffix not in ("", *FILES):
             expected = "a name ending in .parquet or .npz, or that of a folder"
             raise DataError(f"{output}", got="an unknown kind of file", expected=expected)
@@ -91,9 +95,10 @@ def run_batch(job: BatchJob, *, progress: Progress = no_progress) -> BatchCount:
     """
     with contextlib.closing(job.predictor) as predictor:
         reader = picture_reader(job.repository, predictor.info)
-        rows = stored_rows(job.source, predictor.info, columns=job.columns, read_picture=reader)
-        check_kept(rows, job.output)
-        count = (_into_folder if job.into_folder else _into_file)(job, rows, progress)
+        with local_copy(job.source) as source:
+            rows = stored_rows(source, predictor.info, columns=job.columns, read_picture=reader)
+            check_kept(rows, job.output)
+            count = (_into_folder if job.into_folder else _into_file)(job, rows, progress)
         count.total = rows.total
         spec = cascade_in(job.repository, predictor.model, predictor.info.version)
         if spec is not None:
@@ -103,14 +108,20 @@ def run_batch(job: BatchJob, *, progress: Progress = no_progress) -> BatchCount:
     return count
 
 
+def _blocks(job: BatchJob, rows: StoredRows, start: int) -> Iterator[RowBlock]:
+    size = job.predictor.block_rows
+    return gathered(rows.blocks(size, start), size)
+
+
 def _into_file(job: BatchJob, rows: StoredRows, progress: Progress) -> BatchCount:
     count = BatchCount()
-    blocks = rows.blocks(job.predictor.block_rows)
+    blocks = _blocks(job, rows, 0)
     try:
         with (
             progress(f"asking {job.predictor.model}", rows.total) as advance,
             contextlib.closing(job.predictor.outcomes(blocks)) as outcomes,
         ):
+            advance(0)
             _write(job.output, outcomes, count=count, advance=advance)
     except ClientError as error:
         what = f"batch stopped after {count.done} of {rows.total} rows, nothing written: {error.what}"
@@ -145,7 +156,7 @@ def _into_folder(job: BatchJob, rows: StoredRows, progress: Progress) -> BatchCo
         count.resumed = start
         if start >= rows.total:
             return count
-        blocks = rows.blocks(job.predictor.block_rows, start)
+        blocks = _blocks(job, rows, start)
         with (
             _saying_what_is_kept(count, rows.total, job.output),
             progress(f"asking {job.predictor.model}", rows.total) as advance,
@@ -164,7 +175,14 @@ def about_job(job: BatchJob) -> Mapping[str, Any]:
     columns = {
         name: list(value) if isinstance(value, tuple) else value for name, value in asdict(job.columns).items()
     }
-    return {"model": job.predictor.model, "columns": columns, "probabilities": job.predictor.probabilities}
+    info = job.predictor.info
+    plan = job.repository / info.name / f"{info.version}" / PLAN
+    return {
+        "model": info.name,
+        "plan": sha256_of_path(plan) if plan.is_file() else None,
+        "columns": columns,
+        "probabilities": job.predictor.probabilities,
+    }
 
 
 @contextlib.contextmanager

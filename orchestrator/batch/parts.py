@@ -149,7 +149,7 @@ def opened_parts(
     Args:
         folder: made if it is missing.
         about: what must be the same in a job that goes on: JSON values.
-        files: where the rows come from; those whose rows parts stand for must not have changed.
+        files: where the rows come from; those whose rows are all done must not have changed.
         kept_types: of the columns that are carried along, see `StoredRows`.
         part_rows: in a part, at least.
 
@@ -170,7 +170,8 @@ def opened_parts(
         known = _known_job(folder)
         count = _counted(folder)
         if known is not None:
-            _check_same(folder, known, about, files, done=count.done)
+            most = _rows_of_same_files(folder, known, about, files, done=count.done)
+            count = _counted(folder, most) if most < count.done else count
         # Files behind the rows that are done may have been mended, or be new.
         document = {"format": FORMAT, **about, "files": [list(asdict(one).values()) for one in files]}
         write_file(folder / ABOUT, text_from_json(document))
@@ -196,9 +197,13 @@ def _known_job(folder: Path) -> Mapping[str, Any] | None:
     return None
 
 
-def _check_same(
+def _rows_of_same_files(
     folder: Path, known: Mapping[str, Any], about: Mapping[str, Any], files: Sequence[SourceFile], *, done: int
-) -> None:
+) -> int:
+    """How many of the rows that are done count: those of a file that was mended half-way do not.
+
+    Raises DataError where it was another job, or files whose rows are all done have changed.
+    """
     fix = "name another folder, or remove this one"
     for key, value in about.items():
         if known.get(key) != value:
@@ -206,17 +211,19 @@ def _check_same(
             raise DataError(f"{folder}", got=got, expected=f"{value}", fix=fix)
     first = 0
     for number, stored in enumerate(known["files"]):
-        if first >= done:
-            return
+        stop = first + int(stored[1])
         now = list(asdict(files[number]).values()) if number < len(files) else None
         if now != stored:
-            words = [", ".join(f"{one}" for one in each) for each in (stored, now or ["none"])]
-            raise DataError(f"{folder}", got=f"results of other data: {words[0]}", expected=words[1], fix=fix)
-        first += int(stored[1])
+            if done >= stop:
+                words = [", ".join(f"{one}" for one in each) for each in (stored, now or ["none"])]
+                raise DataError(f"{folder}", got=f"results of other data: {words[0]}", expected=words[1], fix=fix)
+            return min(first, done)
+        first = stop
+    return done
 
 
-def _counted(folder: Path) -> BatchCount:
-    """What the parts hold that follow one another from the first row on; all else is removed."""
+def _counted(folder: Path, most: int | None = None) -> BatchCount:
+    """What the parts hold that follow one another from the first row on, of `most` rows; all else is removed."""
     # pyarrow is optional.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -230,6 +237,8 @@ def _counted(folder: Path) -> BatchCount:
             fix = "remove it: its rows and those behind it are asked again"
             raise DataError(f"{path}", got=f"a part that cannot be read ({error})", fix=fix) from error
         lines = side.read_text(encoding="utf-8").splitlines() if side.is_file() else []
+        if most is not None and count.done + table.num_rows + len(lines) > most:
+            break
         good |= {path.name, side.name}
         count.add_columns(table["exit_stage"].to_numpy(), table["cost"].to_numpy())
         count.add_refused(len(lines), json_from_text(lines[0], f"{side}")["reason"] if lines else "")

@@ -23,7 +23,7 @@ from orchestrator.cli.console import (
     endpoints_from_options,
     listed_names,
     print_json,
-    progress,
+    row_progress,
     stdout_console,
 )
 from orchestrator.commandline import with_options
@@ -38,12 +38,16 @@ REFUSED = 7
 
 def batch(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="IN", help="Rows: .npy, .npz, .csv, .tsv, .jsonl, .parquet, or a folder of .parquet files."
+            metavar="IN",
+            help="Rows: .npy, .npz, .csv, .tsv, .jsonl, .parquet, a folder or glob of such files, a folder of "
+            "pictures, or a URL that fsspec reads.",
         ),
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Answers: .parquet or .npz.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Answers: .parquet, .npz, or a folder of parts to go on in.")
+    ],
     model: Annotated[str, typer.Option("--model", "-m", help="Cascade, ensemble or member to ask.")],
     url: Annotated[
         list[str] | None,
@@ -136,7 +140,7 @@ def batch(
         part_rows=part_rows,
     )
     start = time.perf_counter()
-    count = run_batch(job, progress=progress)
+    count = run_batch(job, progress=row_progress)
     _report(job, count, seconds=time.perf_counter() - start, as_json=as_json)
     if count.refused:
         raise typer.Exit(REFUSED)

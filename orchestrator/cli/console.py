@@ -2,8 +2,10 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +30,8 @@ from orchestrator.serving.options import is_loopback
 
 # Wide enough that a table in a file or a pipe loses nothing; a terminal knows its own width.
 PIPE_WIDTH = 200
+# How often a log gets a line of progress.
+LINE_S = 30.0
 
 
 def stdout_console() -> Console:
@@ -71,6 +75,34 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[int], No
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=total)
         yield lambda steps: bar.advance(task, steps)
+
+
+@contextmanager
+def row_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """As `progress`, with rows per second; elsewhere than on a terminal a line of it now and then."""
+    console = Console(stderr=True)
+    counted = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), *counted)
+    # What an earlier run did comes with the first call, before anything is asked.
+    started_s = said_s = time.monotonic()
+    done, before = 0, None
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total, rate="")
+
+        def advance(steps: int) -> None:
+            nonlocal done, before, said_s
+            done += steps
+            before = done if before is None else before
+            now_s = time.monotonic()
+            rate = (done - before) / max(1e-9, now_s - started_s)
+            bar.update(task, advance=steps, rate=f"{rate:,.0f} rows/s")
+            if not console.is_terminal and now_s - said_s >= LINE_S:
+                said_s = now_s
+                left_s = round((total - done) / rate) if rate else None
+                left = "" if left_s is None else f", {timedelta(seconds=left_s)} left"
+                typer.echo(f"{description}: {done:,} of {total:,} rows, {rate:,.0f} rows/s{left}", err=True)
+
+        yield advance
 
 
 def listed_names(words: Sequence[str] | None, *, once: bool = True) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -19,7 +19,14 @@ import numpy.typing as npt
 
 from orchestrator.client.answers import OutputKinds, ServedAnswers
 from orchestrator.decision import Policy
-from orchestrator.errors import ClientError, RefusedError, TimeLimitError, UnavailableError, UnknownModelError
+from orchestrator.errors import (
+    ClientError,
+    CommitteeError,
+    RefusedError,
+    TimeLimitError,
+    UnavailableError,
+    UnknownModelError,
+)
 from orchestrator.predictor.pacing import RequestRows
 from orchestrator.rows.blocks import RefusedRow, RowBlock, without_odd_texts
 from orchestrator.spec.answer import ANSWER_COLUMNS
@@ -107,48 +114,48 @@ class ModelAsker:
     probabilities: bool = False
 
     async def outcomes(self, blocks: Iterator[RowBlock]) -> AsyncGenerator[BlockOutcome, None]:
-        """The outcomes of blocks in order; blocks are read one by one, in a thread, as requests end.
+        """The outcomes of blocks in order, one for each request or block.
+
+        Blocks are read one by one, in a thread, as requests end. What was read before a block that cannot be is
+        answered first.
 
         Raises:
             ClientError: the server is gone, too slow, or fails whatever the rows.
             DataError: a block cannot be read.
         """
         gate = asyncio.Semaphore(self.in_flight)
-        waiting: deque[tuple[int, list[asyncio.Task[BlockOutcome]]]] = deque()
-        # Reading and decoding happen in a thread, so that requests under way are not held up by them.
-        following: RowBlock | None = await asyncio.to_thread(next, blocks, None)
+        waiting: deque[list[asyncio.Task[BlockOutcome]]] = deque()
+        following, fault = await _read(blocks)
         try:
             while following is not None or waiting:
-                while following is not None and sum(len(one[1]) for one in waiting) < AHEAD * self.in_flight:
-                    tasks = [asyncio.create_task(self._gated(gate, part)) for part in self._parts(following)]
-                    waiting.append((following.size, tasks))
-                    following = await asyncio.to_thread(next, blocks, None)
-                    if all(task.done() for task in waiting[0][1]):
+                while following is not None and sum(map(len, waiting)) < AHEAD * self.in_flight:
+                    for parts in self._parts(following):
+                        waiting.append([asyncio.create_task(self._gated(gate, part)) for part in parts])
+                    following, fault = await _read(blocks)
+                    if all(task.done() for task in waiting[0]):
                         break
-                size, tasks = waiting[0]
-                outcomes = [await task for task in tasks]
-                yield BlockOutcome(
-                    size=size,
-                    answered=[part for one in outcomes for part in one.answered],
-                    refused=[row for one in outcomes for row in one.refused],
-                )
+                yield _joined([await task for task in waiting[0]])
                 waiting.popleft()
+            if fault is not None:
+                raise fault
         finally:
-            tasks = [task for _, every in waiting for task in every]
+            tasks = [task for every in waiting for task in every]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _parts(self, block: RowBlock) -> Iterator[RowBlock]:
-        """A block in pieces of one request each; rows that could not be read come with the first."""
+    def _parts(self, block: RowBlock) -> Iterator[list[RowBlock]]:
+        """A block in pieces of one request each, those together whose outcomes cannot be told apart.
+
+        Where rows could not be read, nobody knows between which others they are.
+        """
         block = without_odd_texts(block, self.info.inputs, only=self.info.inputs[0].name)
-        count, rows = len(block.ids), self.size.rows
-        if count <= rows:
-            yield block
-            return
-        for start in range(0, count, rows):
-            part = block.picked(np.arange(start, min(start + rows, count)))
-            yield RowBlock(ids=part.ids, rows=part.rows, kept=part.kept, refused=() if start else block.refused)
+        count, size = len(block.ids), self.size.rows
+        pieces = [block.picked(np.arange(at, min(at + size, count))) for at in range(0, count, size)]
+        if block.refused:
+            yield [RowBlock(ids=block.ids[:0], rows=block.rows, refused=block.refused), *pieces]
+        else:
+            yield from ([piece] for piece in pieces)
 
     async def _gated(self, gate: asyncio.Semaphore, block: RowBlock) -> BlockOutcome:
         async with gate:
@@ -197,6 +204,25 @@ class ModelAsker:
             block = block.picked(np.flatnonzero(good))
         names = [*COLUMNS, *([PROBABILITIES] if self.probabilities else [])]
         return AnsweredPart(block.ids, {name: getattr(answers, name)[good] for name in names}, block.kept)
+
+
+async def _read(blocks: Iterator[RowBlock]) -> tuple[RowBlock | None, Exception | None]:
+    """The next block; None at the end, or with the error where it cannot be read.
+
+    Reading and decoding happen in a thread, so that requests under way are not held up by them.
+    """
+    try:
+        return await asyncio.to_thread(next, blocks, None), None
+    except CommitteeError as error:
+        return None, error
+
+
+def _joined(outcomes: Sequence[BlockOutcome]) -> BlockOutcome:
+    return BlockOutcome(
+        size=sum(one.size for one in outcomes),
+        answered=[part for one in outcomes for part in one.answered],
+        refused=[row for one in outcomes for row in one.refused],
+    )
 
 
 async def patiently(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.bls.rows import checked_rows, non_finite_fault, objects
+from orchestrator.bls.rows import checked_rows, non_finite_fault, objects, over_last_bucket
 from orchestrator.client.answers import OutputKinds, Rows, ServedAnswers, answers_from_outputs
 from orchestrator.decision import Policy
 from orchestrator.decision.all_stages import answer_all
@@ -160,9 +160,12 @@ class _LocalCascade:
                 given = {own: _picked(table[ours], lacking) for own, ours in reads.items()}
                 made = self._derivers[model.name].completed(RowBlock(ids=lacking, rows=given), next(iter(reads)))
                 assert isinstance(made.rows, Mapping)
-                for output in model.outputs:
-                    for place, row in enumerate(made.ids.tolist()):
-                        table[output.name][row] = made.rows[output.name][place]
+                for place, row in enumerate(made.ids.tolist()):
+                    tensors = {output: made.rows[output.name][place] for output in model.outputs}
+                    # As in the server: what no bucket holds is not made.
+                    if not any(over_last_bucket(output, tensor.shape) for output, tensor in tensors.items()):
+                        for output, tensor in tensors.items():
+                            table[output.name][row] = tensor
 
     def _scores(
         self, member: Member, table: Mapping[str, Rows], where: npt.NDArray[np.intp]

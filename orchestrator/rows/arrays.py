@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, NoRowsError
 from orchestrator.rows.blocks import (
     ColumnNames,
     Indices,
@@ -100,7 +100,9 @@ class ArrayRows:
         kept_types = {name: column.dtype for name, column in self.kept.items()}
         total = self.shape[0]
         files = (source_file(self.path, total),)
-        return StoredRows(total=total, blocks=blocks, kept_types=kept_types, files=files)
+        return StoredRows(
+            total=total, blocks=blocks, kept_types=kept_types, files=files, numbered=self.ids is None
+        )
 
     def source(self, classes: MemberClasses) -> RowSource:
         """The rows as they are read for `committee record`.
@@ -288,7 +290,9 @@ def companions_from_npz(path: Path, stored: Any, columns: ColumnNames, total: in
 def _check_fit(path: Path, info: ModelInfo, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Refuses an array that is empty, cannot be, or is not what the model takes."""
     if not shape or min(shape) < 0 or shape[0] == 0:
-        raise DataError(f"{path}", got=f"shape {list(shape)}", expected="at least one row")
+        raise (NoRowsError if shape[:1] == (0,) else DataError)(
+            f"{path}", got=f"shape {list(shape)}", expected="at least one row"
+        )
     try:
         # One row without its memory, since a header may say anything.
         row = np.broadcast_to(np.zeros((), dtype), (1, *shape[1:]))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from orchestrator.errors import DataError, InputError, first_few
 from orchestrator.files import irregular_kind
-from orchestrator.spec.rows import AnyRows, c_string_fault, ready_rows, rows_at, text_rows
+from orchestrator.spec.rows import AnyRows, c_string_fault, ready_rows, rows_at, stacked, text_rows
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
 
 Rows = npt.NDArray[Any]
@@ -181,6 +181,7 @@ class StoredRows:
         kept_types: name -> numpy dtype or Arrow type of each column that is carried into the answers.
         notes: what the user should know about how the file is read.
         files: where the rows come from, in their order.
+        numbered: whether ids are the numbers of the rows.
     """
 
     total: int
@@ -188,6 +189,7 @@ class StoredRows:
     kept_types: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     files: tuple[SourceFile, ...] = ()
+    numbered: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +227,65 @@ class RowSource:
     notes: tuple[str, ...] = ()
     state: str = ""
     groups: Rows | None = None
+
+
+def gathered(blocks: Iterable[RowBlock], rows: int) -> Iterator[RowBlock]:
+    """The same rows in larger blocks: small files and row groups must not make small requests.
+
+    Blocks are put together while they have fewer rows than `rows`.
+    """
+    held: list[RowBlock] = []
+    try:
+        for block in blocks:
+            if held and sum(one.size for one in held) + block.size > rows:
+                yield _together(held)
+                held = []
+            held.append(block)
+    except DataError:
+        # What was read before is no worse for it.
+        if held:
+            yield _together(held)
+        raise
+    if held:
+        yield _together(held)
+
+
+def _together(blocks: Sequence[RowBlock]) -> RowBlock:
+    if len(blocks) == 1:
+        return blocks[0]
+    full = [block for block in blocks if len(block.ids)] or blocks[:1]
+    first = full[0]
+    rows: Any = (
+        {name: _one_after_another([_tensor(block, name) for block in full]) for name in first.rows}
+        if isinstance(first.rows, Mapping)
+        else _one_after_another([_tensor(block, None) for block in full])
+    )
+    return RowBlock(
+        ids=np.concatenate([block.ids for block in full]),
+        rows=rows,
+        refused=tuple(row for block in blocks for row in block.refused),
+        kept={name: _one_column([block.kept[name] for block in full]) for name in first.kept},
+    )
+
+
+def _tensor(block: RowBlock, name: str | None) -> Rows:
+    return np.asarray(block.rows[name] if isinstance(block.rows, Mapping) and name is not None else block.rows)
+
+
+def _one_after_another(arrays: Sequence[Rows]) -> Rows:
+    if len({(array.dtype, array.shape[1:]) for array in arrays}) == 1:
+        return np.concatenate(arrays)
+    # Rows whose lengths differ are stacked where a block happens to have one length.
+    return stacked([row for array in arrays for row in array])
+
+
+def _one_column(columns: Sequence[Any]) -> Any:
+    if isinstance(columns[0], np.ndarray):
+        return np.concatenate(columns)
+    # pyarrow is optional.
+    import pyarrow as pa
+
+    return pa.concat_arrays(columns)
 
 
 def is_hidden(name: str) -> bool:

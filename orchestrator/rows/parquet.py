@@ -42,12 +42,19 @@ from orchestrator.spec.served_model import ModelInfo
 ReadColumn = Callable[[Rows, Any], RowBlock]
 
 
-def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_picture: ReadPicture) -> StoredRows:
-    """The rows of a Parquet file, or of a folder of them.
+def parquet_rows(
+    path: Path,
+    info: ModelInfo,
+    *,
+    columns: ColumnNames,
+    read_picture: ReadPicture,
+    files: Sequence[Path] | None = None,
+) -> StoredRows:
+    """The rows of a Parquet file, or of a folder of them, or of some files of a folder.
 
     Raises DataError where they are unreadable, empty, or without usable columns.
     """
-    table = parquet_table(path)
+    table = parquet_table(path, files)
     columns = columns.found_in(f"{path}", "columns", table.schema.names)
     names, read, notes = _rows_reader(table, columns, info, read_picture)
     key = columns.id_column
@@ -73,6 +80,7 @@ def parquet_rows(path: Path, info: ModelInfo, *, columns: ColumnNames, read_pict
         blocks=blocks,
         kept_types={one: table.type_of(one) for one in kept_names},
         notes=notes,
+        numbered=key is None,
         files=tuple(source_file(part.path, part.rows, root=path) for part in table.parts),
     )
 

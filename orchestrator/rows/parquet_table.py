@@ -235,14 +235,16 @@ def _opened(path: Path) -> Any:
     return pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
 
 
-def parquet_table(path: Path) -> ParquetTable:
-    """A file of rows, or a folder of files with the same columns.
+def parquet_table(path: Path, wanted: Sequence[Path] | None = None) -> ParquetTable:
+    """A file of rows, or a folder of files with the same columns; of a folder only the files wanted.
 
     Folders named `key=value` are columns, as Hive, Spark and pandas write them. Files and folders whose names
     begin with a dot or an underscore are passed over. Raises DataError where there is no Parquet, no row, or files
     whose columns do not go together.
     """
     files, left_out = _files(path) if path.is_dir() else ([path], [])
+    if wanted is not None:
+        files, left_out = list(wanted), []
     keys = _keys(path, files)
     parts = tuple(_part(file, keys.get(file, {})) for file in files)
     if not any(part.rows for part in parts):

@@ -24,6 +24,8 @@ from orchestrator.rows.blocks import (
     RowPiece,
     Rows,
     RowSource,
+    SourceFile,
+    StoredRows,
     check_regular,
     left_out_note,
     readable,
@@ -191,6 +193,34 @@ def folder_source(root: Path, *, classes: MemberClasses, read_picture: ReadPictu
         data_sha256=None,
         notes=left_out_note("pictures", listing.left_out),
         state=listing.changes.hexdigest(),
+    )
+
+
+def folder_rows(root: Path, *, read_picture: ReadPicture) -> StoredRows:
+    """The pictures of a folder and those below it, whatever their classes; ids are their paths in it.
+
+    Raises DataError for none.
+    """
+    listing = _Listing(root)
+    try:
+        listing.walk("")
+    except OSError as error:
+        raise DataError(f"folder {error.filename}", got=f"one that cannot be read ({error.strerror})") from error
+    if not listing.names:
+        raise DataError(f"folder {root}", got="no pictures", expected="PNG or JPEG files")
+    ids = np.array(listing.names, np.str_)
+
+    def blocks(size: int, start: int = 0) -> Iterator[RowBlock]:
+        for first, stop in spans(len(ids), start, size):
+            block = _load(root, ids[first:stop].tolist(), first, read_picture)
+            refused = tuple(RefusedRow(id=ids[int(one.id)].item(), reason=one.reason) for one in block.refused)
+            yield RowBlock(ids=ids[block.ids], rows=block.rows, refused=refused)
+
+    return StoredRows(
+        total=len(ids),
+        blocks=blocks,
+        notes=left_out_note("pictures", listing.left_out),
+        files=(SourceFile(name=root.name, rows=len(ids), state=listing.digest.hexdigest()),),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.errors import DataError, first_few, shown
+from orchestrator.errors import DataError, NoRowsError, first_few, shown
 from orchestrator.files import sha256_of_path
 from orchestrator.rows.blocks import (
     PIECE_BYTES,
@@ -97,7 +97,7 @@ def text_table(path: Path) -> TextTable:
         if isinstance(record, dict):
             names |= dict.fromkeys(record)
     if not total:
-        raise DataError(f"{path}", got="no rows", expected="at least one")
+        raise NoRowsError(f"{path}", got="no rows", expected="at least one")
     return TextTable(path=path, names=tuple(names), total=total)
 
 
@@ -194,14 +194,13 @@ def table_rows(path: Path, info: ModelInfo, *, columns: ColumnNames) -> StoredRo
             }
             yield RowBlock(ids=ids[block.ids], rows=block.rows, refused=refused, kept=kept)
 
-    kept_types = dict.fromkeys(columns.keep_columns, np.dtype(np.str_))
-    notes = order_notes(tensors, columns)
     return StoredRows(
         total=table.total,
         blocks=blocks,
-        kept_types=kept_types,
-        notes=notes,
+        kept_types=dict.fromkeys(columns.keep_columns, np.dtype(np.str_)),
+        notes=order_notes(tensors, columns),
         files=(source_file(path, table.total),),
+        numbered=key is None,
     )
 
 

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.batch.parts import opened_parts
 from orchestrator.cli.batch import REFUSED
 from tests.batch.fixtures import Batching
-from tests.fakes.kserve import images
+from tests.fakes.kserve import cascade_answer, images
+from tests.fakes.kserve_fronts import GrpcFront
+from tests.full_disk import assert_told_of_full_disk
 
 ROOT = Path(__file__).parents[2]
 ROWS = 900
@@ -98,3 +102,140 @@ def test_a_job_killed_at_any_moment_goes_on_where_it_was(job: Batching, seed: in
     # Halves of requests with refused rows are asked again: four times at most.
     assert len({key for call in job.fake.calls[asked:] for key in call.rows[:, 0, 0, 1]}) < ROWS
     assert not [path.name for path in (job.folder / "answers").iterdir() if path.name.startswith(".")]
+
+
+# -- what ends a job early --------------------------------------------------------------------------
+
+
+def test_a_server_that_goes_away_leaves_what_was_answered_and_the_same_command_goes_on(job: Batching) -> None:
+    write_days(job.folder / "in")
+
+    def leaving(rows: np.ndarray, parameters: Any) -> Any:
+        if len(job.fake.calls) > 60:
+            job.front.stop(wait=False)
+        return cascade_answer(rows, parameters)
+
+    job.fake.models[0].__dict__["answer"] = leaving
+    line = job.batch("in", "answers", "--request-rows", 5, "--in-flight", 2, code=5)
+    kept = int(line.split(" rows are kept")[0].split()[-3])
+    assert 0 < kept < ROWS
+    assert f"of {ROWS} rows are kept in {job.folder / 'answers'}, the same command goes on from there" in line
+    job.fake.models[0].__dict__["answer"] = cascade_answer
+    with GrpcFront(job.fake) as front:
+        said = job.batch("in", "answers", "--url", front.address, code=REFUSED)
+    assert f", {kept} of them before" in said
+    assert_whole(job, "answers")
+
+
+def test_a_server_that_restarts_in_the_middle_is_waited_for(job: Batching) -> None:
+    write_days(job.folder / "in")
+    back = threading.Event()
+
+    def restart() -> None:
+        job.front.stop()
+        time.sleep(0.5)
+        job.fake.models[0].__dict__["answer"] = cascade_answer
+        with GrpcFront(job.fake, job.front.port):
+            back.wait(60)
+
+    thread = threading.Thread(target=restart)
+
+    def leaving(rows: np.ndarray, parameters: Any) -> Any:
+        if len(job.fake.calls) == 60:
+            thread.start()
+        return cascade_answer(rows, parameters)
+
+    job.fake.models[0].__dict__["answer"] = leaving
+    job.batch("in", "answers", "--request-rows", 5, "--in-flight", 2, "--patience-s", "inf", code=REFUSED)
+    back.set()
+    thread.join()
+    assert_whole(job, "answers")
+
+
+def test_an_answer_that_takes_too_long_and_a_full_disk_leave_whole_parts(job: Batching) -> None:
+    write_days(job.folder / "in")
+
+    def slow(rows: np.ndarray, parameters: Any) -> Any:
+        if (rows[:, 0, 0, 1] == 500).any():
+            time.sleep(1)
+        return cascade_answer(rows, parameters)
+
+    job.fake.models[0].__dict__["answer"] = slow
+    line = job.batch("in", "answers", "--timeout-s", 0.5, "--part-rows", 100, code=5)
+    assert "rows are kept" in line
+    job.fake.models[0].__dict__["answer"] = cascade_answer
+    kept = {path.name for path in (job.folder / "answers").glob("part-*")}
+    assert_told_of_full_disk(words_of(job, "answers"), most_bytes=2600, written=job.folder / "answers")
+    assert {path.name for path in (job.folder / "answers").glob("part-*")} == kept
+    job.batch("in", "answers", code=REFUSED)
+    assert_whole(job, "answers")
+
+
+def test_ctrl_c_keeps_what_was_answered(job: Batching) -> None:
+    write_days(job.folder / "in")
+    job.fake.delay_s = 0.02
+    words = words_of(job, "answers", "--request-rows", 5, "--in-flight", 2)
+    with subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while len(job.fake.calls) < 80:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"of {ROWS} rows are kept" in err
+    assert "Traceback" not in err
+    job.fake.delay_s = 0
+    assert "of them before" in job.batch("in", "answers", code=REFUSED)
+    assert_whole(job, "answers")
+
+
+# -- what is not the same job -----------------------------------------------------------------------
+
+
+def test_a_broken_file_is_one_line_and_rows_before_it_are_kept_until_it_is_mended(job: Batching) -> None:
+    write_days(job.folder / "in")
+    second = job.folder / "in" / "day=2024-01-02" / "rows.parquet"
+    whole = second.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 3 : len(whole) // 3 + 400] = b"\xff" * 400
+    second.write_bytes(damaged)
+    line = job.batch("in", "answers", "--part-rows", 50, code=2)
+    assert f"{second}: got row" in line
+    assert "rows are kept" in line
+    second.write_bytes(whole[:-50])
+    assert "pyarrow cannot read" in job.batch("in", "answers", code=2)
+    second.write_bytes(whole)
+    assert "of them before" in job.batch("in", "answers", code=REFUSED)
+    assert_whole(job, "answers")
+
+
+def test_a_folder_of_another_job_or_with_other_things_is_refused(job: Batching) -> None:
+    write_days(job.folder / "in")
+    job.batch("in", "answers", code=REFUSED)
+    asked = len(job.fake.calls)
+    for more, said in (
+        (["--keep-columns", "id"], "results of another job, with columns"),
+        (["--probabilities"], "results of another job, with probabilities False"),
+    ):
+        assert said in job.batch("in", "answers", *more, code=2)
+    assert "with model digits_cascade" in job.batch("in", "answers", model="digits_large", code=2)
+    plan = job.folder / "repository" / "digits_cascade" / "1" / "cascade.json"
+    text = plan.read_text()
+    plan.write_text(text.replace("0.5", "0.6"))
+    assert "results of another job, with plan" in job.batch("in", "answers", code=2)
+    plan.write_text(text)
+    first = job.folder / "in" / "day=2024-01-01" / "rows.parquet"
+    pq.write_table(pq.read_table(first, partitioning=None), first)
+    assert "results of other data: day=2024-01-01/rows.parquet" in job.batch("in", "answers", code=2)
+    (job.folder / "other").mkdir()
+    (job.folder / "other" / "notes.txt").write_text("mine")
+    assert "a folder that holds something else: notes.txt" in job.batch("in", "other", code=2)
+    assert [path.name for path in (job.folder / "other").iterdir()] == ["notes.txt"]
+    assert len(job.fake.calls) == asked
+
+
+def test_two_jobs_at_once_do_not_write_one_folder(job: Batching) -> None:
+    write_days(job.folder / "in")
+    with opened_parts(job.folder / "answers", {}, (), kept_types={}, part_rows=1):
+        assert "a folder that another job writes to" in job.batch("in", "answers", code=2)

@@ -155,7 +155,7 @@ def _rows(data: bytes) -> None:
 
 def _batched(path: Path) -> None:
     if path.suffix in (".npy", ".npz", ".parquet"):
-        for _ in stored_rows(path, _MODEL, columns=_ANY, read_picture=_read_picture).blocks(4):
+        for _ in stored_rows(f"{path}", _MODEL, columns=_ANY, read_picture=_read_picture).blocks(4):
             pass
 
 
@@ -192,7 +192,7 @@ def _tables(data: bytes) -> None:
     with _file(data[1:], ending) as path:
         for model in (_TEXT_MODEL, alone) if ending in (".csv", ".tsv") else (_TEXT_MODEL,):
             with contextlib.suppress(CommitteeError):
-                for block in stored_rows(path, model, columns=_ANY, read_picture=_read_picture).blocks(4):
+                for block in stored_rows(f"{path}", model, columns=_ANY, read_picture=_read_picture).blocks(4):
                     assert all("\n" not in one.reason for one in block.refused)
         source = row_source(str(path), alone, classes=classes, read_picture=_read_picture)
         for piece in source.pieces(np.arange(len(source.ids)), 0, 4):

@@ -102,7 +102,9 @@ def test_a_pipe_is_no_row_to_ask_about(tmp_path: Path, ending: str) -> None:
     info = ModelInfo(name="m", platform="", versions=("1",), max_batch_size=8, inputs=(tensor,), outputs=())
     for read in (
         lambda path: named_rows([str(path)], info, read_picture=lambda data, what: np.zeros(2)),
-        lambda path: stored_rows(path, info, columns=ColumnNames(), read_picture=lambda data, what: np.zeros(2)),
+        lambda path: stored_rows(
+            f"{path}", info, columns=ColumnNames(), read_picture=lambda data, what: np.zeros(2)
+        ),
     ):
         with pytest.raises(DataError, match="got a pipe, expected a regular file"):
             read(tmp_path / f"pipe{ending}")

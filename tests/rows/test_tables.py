@@ -31,7 +31,7 @@ def model(*inputs: TensorInfo) -> ModelInfo:
 
 
 def blocks(path: Path, *inputs: TensorInfo, columns: ColumnNames = NONE, size: int = 3) -> list[RowBlock]:
-    rows = stored_rows(path, model(*inputs), columns=columns, read_picture=lambda data, what: np.zeros(0))
+    rows = stored_rows(f"{path}", model(*inputs), columns=columns, read_picture=lambda data, what: np.zeros(0))
     return list(rows.blocks(size))
 
 
@@ -209,7 +209,7 @@ def test_the_order_of_columns_is_noted_where_nobody_named_them(tmp_path: Path, e
     path = write(tmp_path / f"in.{ending}", [{"c": 1.0, "id": 7, "a": 2.0, "b": 3.0}])
 
     def notes(columns: ColumnNames) -> list[tuple[str, ...]]:
-        said = stored_rows(path, model(NUMBERS), columns=columns, read_picture=lambda d, w: np.zeros(0)).notes
+        said = stored_rows(f"{path}", model(NUMBERS), columns=columns, read_picture=lambda d, w: np.zeros(0)).notes
         source = row_source(
             f"{path}",
             model(NUMBERS),
