@@ -10,6 +10,7 @@ from orchestrator.commandline import HandsOn, interrupt_on_signals, new_program,
 from perf.load.analyzer import analyzer, tritonserver
 from perf.load.inputs import inputs
 from perf.readme import write_blocks
+from perf.studies.batch import batch
 from perf.studies.bench.command import run
 from perf.studies.clock.command import clock
 from perf.studies.core import core
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 command: Any
-for command in (run, leak, core, clock, onefile, planner, int8, live, overload, soak, servers, false_openings):
+for command in (run, batch, leak, core, clock, onefile, planner, int8, live, overload, soak, servers, false_openings):
     app.command()(command)
 # Options behind these names are the other program's.
 for command in (analyzer, tritonserver):

@@ -91,7 +91,7 @@ def batch(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Push stored rows through a served model; order is kept and memory stays small.
+    """Push stored rows through a model, served or in this process; order is kept and memory stays small.
 
     IN is a .npy array (n, ...); a .npz with an array `images` (or one named by --column, else the first) and
     maybe `ids` (or --id-column); or a .parquet, or a folder of such files, with a column `image` (or --column) and
@@ -101,13 +101,19 @@ def batch(
 
     OUT gets id, label, confidence, exit_stage, cost and status, and then the columns of --keep-columns, where one
     called `label` becomes `input_label`, and so on. Rows that are refused, by the server or because
-    they cannot be read, go to OUT's name with .refused.jsonl (id, reason) and do not stop the job. OUT appears
+    they cannot be read, go to OUT's name with .refused.jsonl (id, reason) and do not stop the job. A file appears
     only when the job is finished. A plan with gears judges by its own thresholds: a job is not to get other
     answers because of the load it makes itself.
+
+    OUT without an ending is a folder of parts (part-....parquet, _refused-....jsonl), each there as soon as it is
+    done: however the job ended, the same command goes on where it was. The exit code is 7 where some rows
+    have no answer.
 
     Tables may be .csv, .tsv or .jsonl as well: --text names the column of text, --columns the numbers of a row.
 
     Example: committee batch --model digits_cascade digits.npz answers.parquet --in-flight 16
+
+    Goes on: committee batch --model digits_cascade "days/*/*.parquet" answers --patience-s inf
 
     Text: committee batch --model reviews new.csv answers.parquet --text review --keep-columns review
     """

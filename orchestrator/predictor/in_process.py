@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from orchestrator.repository.index import plan_path
 from orchestrator.rows.blocks import RowBlock
 from orchestrator.spec import CascadeSpec, InputSpec, Member, cascade_from_path
 from orchestrator.spec.answer import ANSWER_COLUMNS
+from orchestrator.spec.processor import core_count
 from orchestrator.spec.rows import AnyRows, groups_of_one_shape, ready_rows, rows_at, stacked
 from orchestrator.spec.served_model import ModelInfo, TensorInfo, scores_output
 
@@ -52,7 +52,7 @@ class InProcessAnswers:
         self._models = models
         self._opened: dict[str, _LocalCascade | _LocalMember] = {}
         # Sessions let go of Python's lock: more threads than processors only wait for each other.
-        self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // models.threads))
+        self._threads = ThreadPoolExecutor(max(1, core_count() // models.threads))
 
     async def metadata(self, model: str) -> ModelInfo:
         """The model's tensors and batch limit.
