@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.__main__ import run
+from orchestrator.cli import console
 from orchestrator.cli.batch import REFUSED
 from tests.batch.fixtures import Batching, encoded
 from tests.commands import printed_by
@@ -93,3 +95,25 @@ def test_data_elsewhere_are_read_through_fsspec_and_a_job_goes_on(job: Batching,
     assert len(job.fake.calls) - asked <= 1
     assert "no such file" in printed_by(["batch", "memory://none/*.npy", *words[2:]], job.capsys, code=2)
     system.rm("/data", recursive=True)
+
+
+def test_files_whose_columns_do_not_go_together_are_one_line(job: Batching) -> None:
+    write(job.folder / "in", ".parquet", range(3))
+    pq.write_table(pa.table({"image": ["text"]}), job.folder / "in" / "z.parquet")
+    assert "files whose columns do not go together" in job.batch("in", code=2)
+    (job.folder / "tables").mkdir()
+    (job.folder / "tables" / "a.jsonl").write_text('{"id": 1, "image": [1]}\n')
+    (job.folder / "tables" / "b.jsonl").write_text('{"image": [1]}\n')
+    assert "b.jsonl: got other columns of ids than the files before" in job.batch("tables", code=2)
+
+
+def test_off_a_terminal_progress_is_lines(job: Batching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "LINE_S", 0.0)
+    job.save(images=images(range(100)))
+    words = ["batch", job.folder / "in.npz", job.folder / "out", "--model", "digits_cascade"]
+    assert run([*map(str, words), "--url", job.front.address, "--request-rows", "25"]) == 0
+    lines = [
+        line for line in job.capsys.readouterr().err.splitlines() if line.startswith("asking digits_cascade: ")
+    ]
+    assert "100 of 100 rows" in lines[-1]
+    assert "rows/s, 0:00:00 left" in lines[-1]
