@@ -11,6 +11,8 @@ MOST_BYTES = 4 << 20
 WINDOW_S, WINDOW_ROUNDS = 0.5, 3
 # A larger size must be so many times as fast as the one before to be kept: less is noise.
 WORTH = 1.05
+# Requests that would take longer, with all those in flight before them, come near a time limit.
+LONGEST_S = 5.0
 
 
 @dataclass
@@ -55,7 +57,7 @@ class RequestRows:
         self._since_s, self._counted_requests = math.nan, 0
         if rows_per_s < WORTH * self._best_rows_per_s:
             self.rows, self.is_fixed = self.rows // 2, True
-        elif 2 * self.rows > self.most:
+        elif 2 * self.rows > self.most or 2 * self.rows * self.in_flight > LONGEST_S * rows_per_s:
             self.is_fixed = True
         else:
             self._best_rows_per_s, self.rows = rows_per_s, 2 * self.rows
