@@ -39,7 +39,21 @@ def main() -> None:
 
 
 command: Any
-for command in (run, batch, leak, core, clock, onefile, planner, int8, live, overload, soak, servers, false_openings):
+for command in (
+    run,
+    batch,
+    leak,
+    core,
+    clock,
+    onefile,
+    planner,
+    int8,
+    live,
+    overload,
+    soak,
+    servers,
+    false_openings,
+):
     app.command()(command)
 # Options behind these names are the other program's.
 for command in (analyzer, tritonserver):

@@ -21,7 +21,6 @@ from orchestrator.batch.writers import (
     whole_file,
 )
 from orchestrator.errors import ClientError, CommitteeError, DataError, SpecError, interrupted_from
-from orchestrator.files import sha256_of_path
 from orchestrator.predictor.asking import BlockOutcome
 from orchestrator.predictor.predictor import Predictor
 from orchestrator.progress import Advance, Progress, no_progress
@@ -29,7 +28,6 @@ from orchestrator.repository.index import cascade_in, picture_reader
 from orchestrator.rows.blocks import ColumnNames, RowBlock, StoredRows, gathered
 from orchestrator.rows.opening import stored_rows
 from orchestrator.rows.remote import local_copy
-from orchestrator.spec.cascade import PLAN
 
 FILES = (".parquet", ".npz")
 
@@ -176,10 +174,9 @@ def about_job(job: BatchJob) -> Mapping[str, Any]:
         name: list(value) if isinstance(value, tuple) else value for name, value in asdict(job.columns).items()
     }
     info = job.predictor.info
-    plan = job.repository / info.name / f"{info.version}" / PLAN
     return {
         "model": info.name,
-        "plan": sha256_of_path(plan) if plan.is_file() else None,
+        "plan": info.plan_sha256,
         "columns": columns,
         "probabilities": job.predictor.probabilities,
     }

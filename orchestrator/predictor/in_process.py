@@ -16,6 +16,7 @@ from orchestrator.client.answers import OutputKinds, Rows, ServedAnswers, answer
 from orchestrator.decision import Policy
 from orchestrator.decision.all_stages import answer_all
 from orchestrator.errors import InputError, MemberError, RefusedError, RepositoryError, UnknownModelError
+from orchestrator.files import sha256_of_path
 from orchestrator.local import LocalMembers
 from orchestrator.predictor.deriving import local_deriver
 from orchestrator.repository.index import plan_path
@@ -114,7 +115,7 @@ class _LocalCascade:
 
     def __init__(self, models: LocalModels, path: Path) -> None:
         spec = self._spec = cascade_from_path(path)
-        self.info = _info(spec, path.parent.name)
+        self.info = dataclasses.replace(_info(spec, path.parent.name), plan_sha256=sha256_of_path(path))
         self._members = LocalMembers(
             models.repository, [member.name for member in spec.members], threads=models.threads
         )

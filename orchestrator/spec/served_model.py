@@ -44,6 +44,8 @@ class ModelInfo:
     instances: int | None = None
     # name of the output that holds a score per class; None where that follows from the outputs
     scores: str | None = None
+    # hash of a cascade's plan, from a parameter of its configuration; None without one
+    plan_sha256: str | None = None
 
     @property
     def answers_itself(self) -> bool:
@@ -88,6 +90,7 @@ def model_from_json(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> M
             outputs=tuple(map(_tensor, metadata.get("outputs", ()))),
             output_kind=_output_kind(config),
             instances=stated_instances(config),
+            plan_sha256=config.get("parameters", {}).get(PLAN_SHA256, {}).get("string_value"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         got = f"a document that cannot be read ({error!r})"

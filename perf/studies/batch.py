@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from orchestrator.client.endpoint import endpoint_from_address
 from orchestrator.errors import ServerFaultError
 from orchestrator.predictor.predictor import Predictor, ServedModels
 from orchestrator.rows.blocks import RowBlock
@@ -98,7 +97,7 @@ def predicted_rows_per_s(
     address: str, model: str, tensors: dict[str, npt.NDArray[Any]], *, seconds: float
 ) -> float:
     """Rows per second of a predictor with its own settings, after a window in which it finds its request."""
-    with Predictor(ServedModels(endpoint=endpoint_from_address(address)), model) as predictor:
+    with Predictor(ServedModels(servers=address), model) as predictor:
         block = _repeated(tensors, predictor.block_rows)
         for until in (time.monotonic() + seconds, time.monotonic() + 2 * seconds):
             start, done = time.monotonic(), 0

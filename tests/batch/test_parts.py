@@ -18,6 +18,7 @@ import pytest
 
 from orchestrator.batch.parts import opened_parts
 from orchestrator.cli.batch import REFUSED
+from orchestrator.spec.cascade import PLAN_SHA256
 from tests.batch.fixtures import Batching
 from tests.fakes.kserve import cascade_answer, images
 from tests.fakes.kserve_fronts import GrpcFront
@@ -220,11 +221,10 @@ def test_a_folder_of_another_job_or_with_other_things_is_refused(job: Batching) 
     ):
         assert said in job.batch("in", "answers", *more, code=2)
     assert "with model digits_cascade" in job.batch("in", "answers", model="digits_large", code=2)
-    plan = job.folder / "repository" / "digits_cascade" / "1" / "cascade.json"
-    text = plan.read_text()
-    plan.write_text(text.replace("0.5", "0.6"))
-    assert "results of another job, with plan" in job.batch("in", "answers", code=2)
-    plan.write_text(text)
+    parameters = {PLAN_SHA256: {"string_value": "another"}}
+    job.fake.models[0].settings["parameters"] = parameters
+    assert "results of another job, with plan None, expected another" in job.batch("in", "answers", code=2)
+    del job.fake.models[0].settings["parameters"]
     first = job.folder / "in" / "day=2024-01-01" / "rows.parquet"
     pq.write_table(pq.read_table(first, partitioning=None), first)
     assert "results of other data: day=2024-01-01/rows.parquet" in job.batch("in", "answers", code=2)

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator.client.endpoint import endpoint_from_address
 from orchestrator.errors import InputError, TimeLimitError, UnavailableError, UnknownModelError
 from orchestrator.predictor.predictor import Predictor, ServedModels
 from orchestrator.rows.blocks import RowBlock
@@ -31,8 +30,7 @@ def front(fake: FakeKServe) -> Iterator[GrpcFront]:
 
 
 def predictor_of(front: GrpcFront, model: str = "digits_cascade", timeout_s: float = 60, **more: Any) -> Predictor:
-    place = endpoint_from_address(front.address)
-    return Predictor(ServedModels(servers=place, timeout_s=timeout_s), model, **more)
+    return Predictor(ServedModels(servers=front.address, timeout_s=timeout_s), model, **more)
 
 
 def test_columns_come_back_in_order_and_refused_rows_are_a_column(front: GrpcFront) -> None:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from orchestrator.client.endpoint import endpoint_from_address
 from orchestrator.predictor.in_process import LocalModels
 from orchestrator.predictor.predictor import Predictor, ServedModels
 from tests.served.fixtures import Offline, ServedRepository
@@ -14,7 +13,7 @@ DECIDED = ("label", "exit_stage", "status", "cost")
 
 
 def both(address: str, repository: object, model: str) -> tuple[Predictor, Predictor]:
-    served = ServedModels(endpoint=endpoint_from_address(address))
+    served = ServedModels(servers=address)
     options = {"request_rows": 32, "probabilities": True}
     return Predictor(served, model, **options), Predictor(LocalModels(repository=repository), model, **options)
 
