@@ -13,7 +13,7 @@ rows is written before it: its own renaming settles both. What reads folders of 
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -168,10 +168,12 @@ def opened_parts(
         except OSError as error:
             raise DataError(f"{folder}", got=f"a place that cannot be written to ({error.strerror})") from error
         known = _known_job(folder)
-        count = _counted(folder)
+        count, whole = _counted(folder)
         if known is not None:
             most = _rows_of_same_files(folder, known, about, files, done=count.done)
-            count = _counted(folder, most) if most < count.done else count
+            count, whole = _counted(folder, most)
+        # Only now, when it is known whose they are.
+        _remove_loose_ends(folder, whole)
         # Files behind the rows that are done may have been mended, or be new.
         document = {"format": FORMAT, **about, "files": [list(asdict(one).values()) for one in files]}
         write_file(folder / ABOUT, text_from_json(document))
@@ -222,8 +224,8 @@ def _rows_of_same_files(
     return done
 
 
-def _counted(folder: Path, most: int | None = None) -> BatchCount:
-    """What the parts hold that follow one another from the first row on, of `most` rows; all else is removed."""
+def _counted(folder: Path, most: int | None = None) -> tuple[BatchCount, set[str]]:
+    """What the parts hold that follow one another from the first row on, of `most` rows at most; and their files."""
     # pyarrow is optional.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -244,7 +246,11 @@ def _counted(folder: Path, most: int | None = None) -> BatchCount:
         count.add_refused(len(lines), json_from_text(lines[0], f"{side}")["reason"] if lines else "")
         if not table.num_rows and not lines:
             raise DataError(f"{path}", got="a part without rows", fix="remove it")
+    return count, good
+
+
+def _remove_loose_ends(folder: Path, whole: Collection[str]) -> None:
+    """Removes what a killed job left, and parts behind a gap, whose rows are asked again."""
     for name in contents_of(folder):
-        if (_PART.match(name) or _REFUSED.match(name) or _UNFINISHED.match(name)) and name not in good:
+        if (_PART.match(name) or _REFUSED.match(name) or _UNFINISHED.match(name)) and name not in whole:
             (folder / name).unlink()
-    return count

@@ -213,7 +213,7 @@ def test_a_broken_file_is_one_line_and_rows_before_it_are_kept_until_it_is_mende
 
 def test_a_folder_of_another_job_or_with_other_things_is_refused(job: Batching) -> None:
     write_days(job.folder / "in")
-    job.batch("in", "answers", code=REFUSED)
+    job.batch("in", "answers", "--part-rows", 100, code=REFUSED)
     asked = len(job.fake.calls)
     for more, said in (
         (["--keep-columns", "id"], "results of another job, with columns"),
@@ -228,6 +228,12 @@ def test_a_folder_of_another_job_or_with_other_things_is_refused(job: Batching) 
     first = job.folder / "in" / "day=2024-01-01" / "rows.parquet"
     pq.write_table(pq.read_table(first, partitioning=None), first)
     assert "results of other data: day=2024-01-01/rows.parquet" in job.batch("in", "answers", code=2)
+    # What is refused is left as it is, parts behind a gap too.
+    parts = sorted((job.folder / "answers").glob("part-*"))
+    parts[0].rename(job.folder / "kept")
+    assert "results of another job" in job.batch("in", "answers", "--probabilities", code=2)
+    assert sorted((job.folder / "answers").glob("part-*")) == parts[1:]
+    (job.folder / "kept").rename(parts[0])
     (job.folder / "other").mkdir()
     (job.folder / "other" / "notes.txt").write_text("mine")
     assert "a folder that holds something else: notes.txt" in job.batch("in", "other", code=2)
