@@ -225,7 +225,7 @@ def _rows_of_same_files(
 
 
 def _counted(folder: Path, most: int | None = None) -> tuple[BatchCount, set[str]]:
-    """What the parts hold that follow one another from the first row on, of `most` rows at most; and their files."""
+    """What the parts hold that follow one another from the first row on, of `most` rows, and their files."""
     # pyarrow is optional.
     import pyarrow as pa
     import pyarrow.parquet as pq
