@@ -107,7 +107,7 @@ def run_batch(job: BatchJob, *, progress: Progress = no_progress) -> BatchCount:
 
 
 def _blocks(job: BatchJob, rows: StoredRows, start: int) -> Iterator[RowBlock]:
-    size = job.predictor.block_rows
+    size = min(job.predictor.block_rows, job.part_rows) if job.into_folder else job.predictor.block_rows
     return gathered(rows.blocks(size, start), size)
 
 

@@ -82,7 +82,7 @@ def test_parts_have_every_row_once_and_in_order_with_the_columns_of_folders(job:
     assert len(job.fake.calls) == asked
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
 def test_a_job_killed_at_any_moment_goes_on_where_it_was(job: Batching, seed: int) -> None:
     write_days(job.folder / "in")
     drawn = random.Random(seed)

@@ -117,3 +117,41 @@ def test_off_a_terminal_progress_is_lines(job: Batching, monkeypatch: pytest.Mon
     ]
     assert "100 of 100 rows" in lines[-1]
     assert "rows/s, 0:00:00 left" in lines[-1]
+
+
+def test_probabilities_are_carried_and_parts_of_refused_rows_alone_have_their_columns(job: Batching) -> None:
+    rows = images(range(60))
+    rows[:45] = np.nan
+    job.save(images=rows, label=np.arange(60), word=np.array([f"n{row}" for row in range(60)]))
+    words = ["--part-rows", 20, "--request-rows", 20, "--probabilities", "--keep-columns", "label,word"]
+    job.batch("in.npz", "parts", *words, code=REFUSED)
+    parts = [pq.read_table(path) for path in sorted((job.folder / "parts").glob("part-*"))]
+    assert [part.num_rows for part in parts] == [0, 0, 15]
+    assert parts[2]["id"].to_pylist() == list(range(45, 60))
+    assert parts[2]["input_label"].to_pylist() == list(range(45, 60))
+    assert [len(one) for one in parts[2]["probabilities"].to_pylist()] == [10] * 15
+    assert set(parts[0].schema.names) == set(parts[2].schema.names) - {"probabilities"}
+    # Again, from the second part on.
+    (job.folder / "parts" / "part-000000000020.parquet").unlink()
+    assert "15 of 60 rows answered, 45 refused" in job.batch("in.npz", "parts", *words, code=REFUSED)
+    assert pq.read_table(job.folder / "parts")["word"].to_pylist() == [f"n{row}" for row in range(45, 60)]
+    job.batch("in.npz", "out.npz", "--probabilities", code=REFUSED)
+    assert np.argmax(job.answers("out.npz")["probabilities"], axis=1).tolist() == [
+        row % 10 for row in range(45, 60)
+    ]
+
+
+def test_a_table_goes_on_in_its_middle_with_its_ids_and_lines(job: Batching) -> None:
+    lines = [json.dumps({"id": f"r{key}", "image": images([key]).ravel().tolist()}) for key in range(30)]
+    lines[17] = '{"id": "r17", "image": [1]}'
+    (job.folder / "in.jsonl").write_text("\n".join(lines))
+    words = ["--part-rows", 10, "--request-rows", 10]
+    job.batch("in.jsonl", "parts", *words, code=REFUSED)
+    for place in (10, 20):
+        (job.folder / "parts" / f"part-0000000000{place}.parquet").unlink()
+    said = job.batch("in.jsonl", "parts", *words, code=REFUSED)
+    assert "29 of 30 rows answered, 1 refused" in said
+    assert ", 10 of them before" in said
+    (refused,) = (job.folder / "parts").glob("_refused-*")
+    assert "in.jsonl row 17 (line 18)" in json.loads(refused.read_text())["reason"]
+    assert pq.read_table(job.folder / "parts")["id"].to_pylist() == [f"r{key}" for key in range(30) if key != 17]
