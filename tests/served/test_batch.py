@@ -13,8 +13,8 @@ from orchestrator.rows.digits import digits_split
 from tests.served.fixtures import COMMITTED
 from tests.servers import running_server
 
-pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
-ROWS = 8000
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(120)]
+ROWS = 4000
 
 
 def test_a_job_waits_for_a_server_that_is_killed_and_started_again(tmp_path: Path) -> None:
