@@ -207,7 +207,7 @@ def folder_rows(root: Path, *, read_picture: ReadPicture) -> StoredRows:
     except OSError as error:
         raise DataError(f"folder {error.filename}", got=f"one that cannot be read ({error.strerror})") from error
     if not listing.names:
-        raise DataError(f"folder {root}", got="no pictures", expected="PNG or JPEG files")
+        raise DataError(f"{root}", got="a folder without .parquet files, other tables, arrays or pictures")
     ids = np.array(listing.names, np.str_)
 
     def blocks(size: int, start: int = 0) -> Iterator[RowBlock]:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.__main__ import run
+from orchestrator.cli.batch import REFUSED
 from orchestrator.planner.records import Records, records_from_path
 from orchestrator.recording.job import RecordOptions, source_for
 from orchestrator.recording.pool import RecordingPool, opened_pool
@@ -204,7 +205,7 @@ def test_a_picture_that_breaks_its_decoder_is_refused_and_the_rest_answered(
     assert said in found.meta["skipped"]["cat/b.jpg"]
     pictures = pa.array([encoded(4), BROKEN[kind], encoded(6)])
     job.parquet(id=pa.array(["x", "y", "z"]), image=pictures, place=pa.array([10, 11, 12]))
-    job.batch("in.parquet", "out.npz", "--keep-columns", "place")
+    job.batch("in.parquet", "out.npz", "--keep-columns", "place", code=REFUSED)
     assert job.answers()["id"] == ["x", "z"]
     assert job.answers()["place"] == [10, 12]
     assert job.answers()["label"] == [4, 6]
@@ -213,7 +214,7 @@ def test_a_picture_that_breaks_its_decoder_is_refused_and_the_rest_answered(
 
 def test_a_struct_that_is_null_is_a_row_that_is_null(job: Batching) -> None:
     job.parquet(image=pa.array([{"bytes": encoded(1)}, None, {"bytes": None}, {"bytes": encoded(2)}]))
-    job.batch("in.parquet")
+    job.batch("in.parquet", code=REFUSED)
     assert job.answers()["label"] == [1, 2]
     assert job.refused() == {n: f"{job.folder / 'in.parquet'} row {n}: got null" for n in (1, 2)}
 
@@ -262,7 +263,7 @@ def test_named_ids_and_kept_columns_go_with_their_rows(job: Batching, source: st
     job.save(images=rows, other=np.zeros(3), **columns)
     write(job.folder / "in.parquet", image=[row.tobytes() for row in rows], **columns)
     words = ["--id-column", "key", "--keep-columns", " site, weight", "--keep-columns", "label,good,site"]
-    job.batch(source, output, "--request-rows", 8, *words)
+    job.batch(source, output, "--request-rows", 8, *words, code=REFUSED)
     kept = [k for k in range(ROWS) if k not in (3, 4, 17)]
     answers = job.answers(output)
     assert list(answers)[6:] == ["site", "weight", "input_label", "good"]
@@ -381,7 +382,7 @@ def test_files_of_a_folder_may_differ_in_types_and_in_columns(job: Batching) -> 
     write(job.folder / "data" / "1.parquet", id=pa.array([2**40]), image=pa.array([encoded(3)], pa.binary_view()))
     write(job.folder / "data" / "2.parquet", id=pa.array([4]), extra=pa.array([5]))
     write(job.folder / "data" / "3.parquet", id=pa.array([], pa.int64()), image=pa.array([], pa.binary()))
-    job.batch("data", "out.parquet", "--keep-columns", "extra")
+    job.batch("data", "out.parquet", "--keep-columns", "extra", code=REFUSED)
     assert job.answers("out.parquet")["id"] == [1, 2, 2**40]
     assert job.refused() == {4: f"{job.folder / 'data'} row 3: got null"}
     write(job.folder / "data" / "4.parquet", id=["x"], image=[encoded(1)])

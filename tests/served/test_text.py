@@ -11,6 +11,8 @@ import tritonclient.grpc.aio as aio
 import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
+from orchestrator.__main__ import run
+from orchestrator.cli.batch import REFUSED
 from orchestrator.planner.records import records_from_path
 from tests.commands import printed_by
 from tests.served.asking import ask_tensors, client_of, refused
@@ -83,7 +85,8 @@ def test_batch_leaves_out_rows_that_are_refused_and_says_why(
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
     out = tmp_path / "answers.npz"
     words = ["batch", tmp_path / "in.jsonl", out, "--model", STRICT, "--text", "body", *at(served_texts)]
-    assert "2 of 5 rows answered, 3 refused" in printed_by(words, capsys)
+    assert run([*map(str, words)]) == REFUSED
+    assert "2 of 5 rows answered, 3 refused" in capsys.readouterr().out
     with np.load(out) as found:
         assert found["id"].tolist() == [0, 3]
     refused = [json.loads(line) for line in out.with_suffix(".refused.jsonl").read_text().splitlines()]
