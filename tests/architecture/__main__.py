@@ -8,8 +8,8 @@ import sys
 from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
-MOST_MODULES = 311
-MOST_LINES = 63_000
+MOST_MODULES = 315
+MOST_LINES = 63_900
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:
