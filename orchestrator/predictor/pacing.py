@@ -9,15 +9,17 @@ MOST_ROWS = 1024
 MOST_BYTES = 4 << 20
 # How long one size is watched, and in how many rounds of all requests in flight, before it is judged.
 WINDOW_S, WINDOW_ROUNDS = 0.5, 3
-# A larger size must be so many times as fast as the one before to be kept: less is noise.
+# A larger size must be so many times as fast as a smaller one to be taken: less is noise.
 WORTH = 1.05
+# Below this share of the best rate so far no larger size is tried; a little less may be a disturbance.
+HOPELESS = 0.9
 # Requests that would take longer, with all those in flight before them, come near a time limit.
 LONGEST_S = 5.0
 
 
 @dataclass
 class RequestRows:
-    """Rows per request, doubled while that answers more rows per second; it goes a step back where it does not.
+    """Rows per request: doubled until that answers fewer rows per second, then the size that answered most.
 
     Args:
         rows: per request, now.
@@ -30,7 +32,7 @@ class RequestRows:
     most: int
     in_flight: int
     is_fixed: bool = False
-    _best_rows_per_s: float = 0.0
+    _rates: dict[int, float] = field(default_factory=dict)  # rows per request -> rows per second
     _counted_rows: int = 0
     _counted_requests: int = 0
     _since_s: float = field(default=math.nan)
@@ -55,12 +57,14 @@ class RequestRows:
 
     def _judge(self, rows_per_s: float) -> None:
         self._since_s, self._counted_requests = math.nan, 0
-        if rows_per_s < WORTH * self._best_rows_per_s:
-            self.rows, self.is_fixed = self.rows // 2, True
-        elif 2 * self.rows > self.most or 2 * self.rows * self.in_flight > LONGEST_S * rows_per_s:
-            self.is_fixed = True
+        self._rates[self.rows] = rows_per_s
+        best = max(self._rates.values())
+        larger = 2 * self.rows
+        if rows_per_s >= HOPELESS * best and larger <= self.most and larger * self.in_flight <= LONGEST_S * best:
+            self.rows = larger
         else:
-            self._best_rows_per_s, self.rows = rows_per_s, 2 * self.rows
+            self.rows = min(size for size, rate in self._rates.items() if WORTH * rate >= best)
+            self.is_fixed = True
 
 
 def request_rows(fixed: int | None, *, limit: int, row_bytes: int | None, in_flight: int) -> RequestRows:

@@ -104,6 +104,11 @@ class Predictor:
         return asker.client.kinds.note(asker.info)
 
     @property
+    def rows_per_request(self) -> int:
+        """How many a request has now, where the model takes so many."""
+        return self._open().size.rows
+
+    @property
     def block_rows(self) -> int:
         """Rows of the blocks that `outcomes` is given best: a multiple of those of a fixed request."""
         size = row_bytes_of(self.info)

@@ -58,7 +58,8 @@ def batch(
             passes: list[dict[str, Any]] = []
             cells = list(itertools.product(BATCHES, CONCURRENCIES))
             for number, (size, flight) in itertools.product(range(rounds), [*cells, (0, 0)]):
-                tell(f"round {number + 1} of {rounds}: {_name(size, flight)}")
+                sender = _name(size, flight)
+                tell(f"round {number + 1} of {rounds}: {sender}")
                 if size:
                     load = AnalyzerLoad(
                         model=model, address=address, input_data=folder / "rows.json",
@@ -66,8 +67,8 @@ def batch(
                     )  # fmt: skip
                     rate = run_analyzer(analyzer, load).requests_per_s * size
                 else:
-                    rate = predicted_rows_per_s(address, model, tensors, seconds=seconds)
-                passes.append({"sender": _name(size, flight), "rows_per_s": rate})
+                    rate, size = predicted_rows_per_s(address, model, tensors, seconds=seconds)
+                passes.append({"sender": sender, "rows_per_s": rate, "request_rows": size})
             document["windows"] = passes
             if rows:
                 document["job"] = long_job(address, model, tensors, folder, rows=rows, tell=tell)
@@ -95,15 +96,15 @@ def medians_of(passes: list[dict[str, Any]]) -> dict[str, float]:
 
 def predicted_rows_per_s(
     address: str, model: str, tensors: dict[str, npt.NDArray[Any]], *, seconds: float
-) -> float:
-    """Rows per second of a predictor with its own settings, after a window in which it finds its request."""
+) -> tuple[float, int]:
+    """Rows per second of a predictor with its own settings, after a window to find its request in."""
     with Predictor(ServedModels(servers=address), model) as predictor:
         block = _repeated(tensors, predictor.block_rows)
         for until in (time.monotonic() + seconds, time.monotonic() + 2 * seconds):
             start, done = time.monotonic(), 0
             for outcome in predictor.outcomes(_until(block, until)):
                 done += outcome.size
-        return done / (time.monotonic() - start)
+        return done / (time.monotonic() - start), predictor.rows_per_request
 
 
 def _until(block: RowBlock, until_s: float) -> Iterator[RowBlock]:

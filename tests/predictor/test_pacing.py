@@ -23,6 +23,8 @@ def paced(**more: int | None) -> RequestRows:
 def test_a_size_is_kept_that_is_worth_it_and_not_one_more() -> None:
     assert settled(paced(), lambda rows: min(rows, 256) * 100.0) == 256
     assert settled(paced(), lambda rows: 5000.0) == 32
+    # Not stopped by a disturbance on the way.
+    assert settled(paced(), lambda rows: 6000.0 if rows == 64 else rows * 190.0) == 1024
     assert settled(paced(limit=64), lambda rows: rows * 100.0) == 64
     assert settled(paced(row_bytes=1 << 16), lambda rows: rows * 100.0) == 64
 
