@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +85,7 @@ def passes(
     """A pass for each fault of the first server, which is another one after it has stopped."""
     images = digits_split("test").images
     places = np.arange(requests * ROWS_PER_REQUEST).reshape(requests, -1) % len(images)
-    found, expected = list[Pass](), np.empty(0)
+    found, expected = list[Pass](), np.empty(0, np.int64)
     for fault in FAULTS:
         tell(fault)
         first = servers[0]
@@ -144,7 +145,7 @@ async def _pass(
             answers = await client.infer(MODEL, images[places[number]])
             labels[number], waits_s[number] = answers.label, time.monotonic() - start_s
 
-        await in_order([lambda number=number: ask(number) for number in range(len(places))], in_flight=IN_FLIGHT)
+        await in_order([partial(ask, number) for number in range(len(places))], in_flight=IN_FLIGHT)
         await asyncio.gather(*faults)
     return labels, waits_s, client
 
