@@ -25,6 +25,7 @@ class BatchCount:
         alone_cost: what that member costs for a row, in the plan's unit.
         unit: of costs.
         notes: what the user should know about how rows and scores were read.
+        shares: of several servers, how many requests each has answered.
     """
 
     total: int = 0
@@ -38,6 +39,7 @@ class BatchCount:
     alone_cost: float | None = None
     unit: str = ""
     notes: tuple[str, ...] = ()
+    shares: dict[str, int] = field(default_factory=dict)
 
     @property
     def done(self) -> int:

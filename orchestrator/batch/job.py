@@ -103,6 +103,7 @@ def run_batch(job: BatchJob, *, progress: Progress = no_progress) -> BatchCount:
             last = spec.members[-1]
             count.alone, count.alone_cost, count.unit = last.name, last.cost, spec.cost_unit
         count.notes = (*rows.notes, *filter(None, [predictor.note()]))
+        count.shares = predictor.shares()
     return count
 
 

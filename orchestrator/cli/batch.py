@@ -163,12 +163,12 @@ def _report(job: BatchJob, count: BatchCount, *, seconds: float, as_json: bool) 
         summary: dict[str, object] = {"output": f"{job.output}", "rows": count.total, "answered": count.answered}
         summary |= {"refused": count.refused, "refused_file": f"{side}" if count.refused else None}
         summary |= {"resumed": count.resumed, "seconds": seconds, "rows_per_s": rate}
-        print_json({**summary, **count.cost_summary()})
+        print_json({**summary, **count.cost_summary(), "server_requests": count.shares or None})
         return
     refused = f", {count.refused} refused ({side})" if count.refused else ""
     before = f", {count.resumed} of them before" if count.resumed else ""
     text = f"{job.output}: {count.answered} of {count.total} rows answered{refused}{before}, {rate:,.0f} rows/s"
-    for line in (text, *_costs(count)):
+    for line in (text, *_costs(count), *_shares(count)):
         stdout_console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -183,3 +183,10 @@ def _costs(count: BatchCount) -> list[str]:
         factor = alone / count.mean_cost
         line += f", {count.alone} alone {alone:,.4g}: {factor:.2f} times as much"
     return [line]
+
+
+def _shares(count: BatchCount) -> list[str]:
+    """Who answered, in a line, where there are several servers."""
+    total = max(1, sum(count.shares.values()))
+    told = ", ".join(f"{address} {answered / total:.1%}" for address, answered in count.shares.items())
+    return [f"requests: {told}"] if told else []

@@ -103,6 +103,11 @@ class Predictor:
         asker = self._open()
         return asker.client.kinds.note(asker.info)
 
+    def shares(self) -> dict[str, int]:
+        """Requests that each of several servers has answered, by address; empty where there is one, or none."""
+        servers = [] if self._asker is None else getattr(self._asker.client, "servers", [])
+        return {server.address: server.answered for server in servers}
+
     @property
     def rows_per_request(self) -> int:
         """How many a request has now, where the model takes so many."""
