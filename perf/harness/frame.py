@@ -1,7 +1,8 @@
 """The data frame of a run: one row per cell, medians over its rounds, its flags, and what bounds it.
 
 Columns are those of results.json and results.csv, and `earned`, `load` and `words` of the cell besides. `reach`
-and `mean_batch` hold values, which only the files write as text. A figure that is not known is NaN.
+and `mean_batch` hold values, which only the files write as text; `windows` has the windows that count, in the
+order of the rounds. A figure that is not known is NaN.
 """
 
 import math
@@ -19,23 +20,25 @@ from perf.harness.windows import REACH_TOLERANCE, Journal, WindowRecord
 from perf.load.closed import LATENCIES
 from perf.routes.spec import BenchRoute
 
+Interval = tuple[float, float]
 PROCESSOR = "processor"
 # Largest (max - min) / median over the rounds of a stable cell: of requests/s in a closed loop, of the median
 # latency in an open one, where requests/s are those of the arrivals. Latencies swing more.
 CLOSED_SPREAD = 0.10
 OPEN_SPREAD = 0.25
 _MEDIANS = (
-    "requests_per_s", "rows_per_s", *LATENCIES, "cpu_s_per_request", "client_cpu_s_per_request", "lag_p50_ms",
-    "lag_p99_ms",
+    "requests_per_s", "rows_per_s", *LATENCIES, "cpu_s_per_request", "client_cpu_s_per_request",
+    "messages_per_request", "lag_p50_ms", "lag_p99_ms",
 )  # fmt: skip
 _COLUMNS = (
     "scenario", "route", "title", "sender", "concurrency", "rate", "share_of_capacity", "of_route", "batch",
     "deferral", "rounds", "repeated", "unstable", "reach_is_off", "spread", "requests_per_s", "rows_per_s",
-    *LATENCIES, "reach", "cpu_ms_per_request", "client_cpu_ms_per_request", "mean_batch", "resident_mib",
-    "shm_mib",
+    *LATENCIES, "reach", "cpu_ms_per_request", "client_cpu_ms_per_request", "messages_per_request", "mean_batch",
+    "resident_mib", "shm_mib",
     "send_lag_p50_ms", "send_lag_p99_ms", "failed", "bound_requests_per_s", "bound_by", "efficiency",
 )  # fmt: skip
-_NOT_WRITTEN = ("earned", "load", "words")
+_NOT_WRITTEN = ("earned", "load", "words", "windows")
+_CONFIDENCE = 0.95
 
 
 def bound_of(
@@ -107,7 +110,9 @@ def frame_from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Dictionaries of the frame's columns as a frame; columns that they lack are empty."""
     frame = pd.DataFrame(list(rows), columns=[*_COLUMNS, *_NOT_WRITTEN])
     figures = ["rate", "share_of_capacity", *_COLUMNS[_COLUMNS.index("spread") : _COLUMNS.index("reach")]]
-    figures += ["send_lag_p50_ms", "send_lag_p99_ms", "bound_requests_per_s", "efficiency"]
+    figures += [
+        "messages_per_request", "send_lag_p50_ms", "send_lag_p99_ms", "bound_requests_per_s", "efficiency",
+    ]  # fmt: skip
     return frame.astype({"concurrency": "Int64", **dict.fromkeys(figures, float)})
 
 
@@ -142,6 +147,7 @@ def _row(
         "reach": reach,
         "cpu_ms_per_request": 1000 * median["cpu_s_per_request"],
         "client_cpu_ms_per_request": 1000 * median["client_cpu_s_per_request"],
+        "messages_per_request": median["messages_per_request"],
         "mean_batch": pd.DataFrame(windows["mean_batch"].tolist()).median().to_dict(),
         "resident_mib": windows["resident_bytes"].max() / 2**20,
         "shm_mib": windows["shm_bytes"].max() / 2**20,
@@ -151,6 +157,7 @@ def _row(
         "bound_requests_per_s": bound,
         "bound_by": bound_by,
         "efficiency": None if bound is None else median["requests_per_s"] / bound,
+        "windows": records,
     }
 
 
@@ -176,6 +183,29 @@ def ratio(above: float | None, below: float | None) -> float | None:
     return None if above is None or not below else above / below
 
 
+def interval_of(above: tuple[pd.Series | None, str], below: tuple[pd.Series | None, str]) -> Interval | None:
+    """95 % interval of the mean ratio of two figures, each of a row, from the rounds that both cells have.
+
+    The logarithms of the rounds' ratios are taken to be normal, and rounds to be independent (Student's t). None
+    where fewer than two rounds have both figures.
+    """
+    each = [
+        {}
+        if cell is None or not isinstance(cell.windows, list)
+        else {one["round"]: one.get(name) for one in cell.windows}
+        for cell, name in (above, below)
+    ]
+    both = [(each[0][number], each[1][number]) for number in each[0].keys() & each[1].keys()]
+    logarithms = [math.log(one / other) for one, other in both if one and other]
+    if len(logarithms) < 2:
+        return None
+    from scipy.stats import t  # start-up time
+
+    half = t.ppf((1 + _CONFIDENCE) / 2, len(logarithms) - 1) * np.std(logarithms, ddof=1) / len(logarithms) ** 0.5
+    low, high = np.exp(np.mean(logarithms) + half * np.array([-1, 1])).tolist()
+    return low, high
+
+
 def flags_of(cell: pd.Series) -> list[str]:
     """What is wrong with a cell, in words."""
     found = {
@@ -188,12 +218,16 @@ def flags_of(cell: pd.Series) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetVerdict:
-    """One target: a ratio of cells, both None where the run did not measure them, at least or at most `needed`."""
+    """One target: a ratio of cells, both None where the run did not measure them, at least or at most `needed`.
+
+    `interval` is the 95 % interval of the ratio; None where one cannot be told.
+    """
 
     target: str
     needed: float
     sense: Literal["at least", "at most"]
     measured: float | None
+    interval: Interval | None = None
     note: str = ""
     cells: Sequence[pd.Series | None] = ()
 
@@ -217,8 +251,9 @@ class TargetVerdict:
         """As verdict.json holds it."""
         return {
             "target": f"{self.target} ({self.sense})",
-            "needed": self.needed,
+            "needed": round(self.needed, 4),
             "measured": None if self.measured is None else round(self.measured, 4),
+            "interval": None if self.interval is None else [round(end, 4) for end in self.interval],
             "met": self.met,
             "note": self.remarks,
         }

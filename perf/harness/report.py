@@ -35,7 +35,7 @@ _OTHER = ("#b0b0b0", "#909090", "#606060", "#303030")
 _MET = {True: "yes", False: "**no**", None: "not measured"}
 _HEAD = (
     "route", "load", "req/s", "spread", "p50", "p95", "p99", "easy p50", "easy p99", "hard p50", "hard p99",
-    "batch per member", "CPU ms", "MiB", "of bound", "notes",
+    "batch per member", "CPU ms", "messages", "MiB", "of bound", "notes",
 )  # fmt: skip
 _MILLISECONDS = (
     "p50_ms", "p95_ms", "p99_ms", "easy_p50_ms", "easy_p99_ms", "hard_p50_ms", "hard_p99_ms",
@@ -71,6 +71,7 @@ def _texts(cell: pd.Series) -> list[str]:
         *(number_text(cell[name]) for name in _MILLISECONDS),
         ", ".join(f"{name} {value:.1f}" for name, value in cell.mean_batch.items()),
         number_text(cell.cpu_ms_per_request),
+        number_text(cell.messages_per_request),
         f"{cell.resident_mib + cell.shm_mib:.0f}",
         "" if cell.bound_by is None else f"{100 * cell.efficiency:.0f} % ({cell.bound_by})",
         ", ".join(notes),
@@ -86,10 +87,22 @@ def failure_lines(failures: Mapping[str, str]) -> list[str]:
 def target_lines(targets: Sequence[TargetVerdict]) -> list[str]:
     """A table of targets in markdown."""
     rows = [
-        (one.target, f"{one.sense} {one.needed:g}", number_text(one.measured), _met_text(one), one.remarks)
+        (
+            one.target,
+            f"{one.sense} {one.needed:.3g}",
+            number_text(one.measured),
+            interval_text(one.interval),
+            _met_text(one),
+            one.remarks,
+        )
         for one in targets
     ]
-    return markdown_table(("target", "needed", "measured", "met", "note"), rows)
+    return markdown_table(("target", "needed", "measured", "95 % interval", "met", "note"), rows)
+
+
+def interval_text(interval: Sequence[float] | None) -> str:
+    """Both ends; nothing for None."""
+    return "" if interval is None else f"{number_text(interval[0])} to {number_text(interval[1])}"
 
 
 def _met_text(one: TargetVerdict) -> str:
@@ -101,9 +114,10 @@ def table_from_targets(targets: Sequence[TargetVerdict]) -> Table:
     rows = []
     for one in targets:
         note = f"\n  {one.remarks}" if one.remarks else ""
-        needed, met = f"{one.sense} {one.needed:g}", _met_text(one).strip("*")
-        rows.append((one.target + note, needed, number_text(one.measured), met))
-    return console_table("targets", ["target"], ("needed", "measured", "met"), rows, no_wrap=False)
+        needed, met = f"{one.sense} {one.needed:.3g}", _met_text(one).strip("*")
+        rows.append((one.target + note, needed, number_text(one.measured), interval_text(one.interval), met))
+    figures = ("needed", "measured", "95 % interval", "met")
+    return console_table("targets", ["target"], figures, rows, no_wrap=False)
 
 
 def table_from_cells(cells: pd.DataFrame) -> Table:

@@ -29,20 +29,12 @@ from perf.harness.frame import (
     written_frame,
 )
 from perf.harness.machine import BenchMachine, bench_machine, code_hash, cores_in_use_now, write_json
-from perf.harness.serving import (
-    BASE_DEFERRAL,
-    CONCATENATE,
-    CONCATENATE_FORMS,
-    BenchTools,
-    Cell,
-    Progress,
-    Served,
-    serving,
-)
+from perf.harness.serving import BASE_DEFERRAL, BEST_RIVAL, BenchTools, Cell, Progress, Served, serving
 from perf.harness.windows import REACH_TOLERANCE, Journal, WindowRecord, measure
 from perf.load.analyzer import AnalyzerBinary, find_analyzer
-from perf.routes.spec import Scenario
+from perf.routes.spec import RIVALS, Scenario
 
+_BETWEEN_S = 1.0  # perf_analyzer starts and reads its input file
 # Takes a window of a cell, given `round_number`, `attempt` and `why`.
 TakeWindow = Callable[..., WindowRecord]
 
@@ -59,15 +51,15 @@ def capacity_of(route: str, cells: Iterable[Cell], journal: Journal) -> float | 
 
 
 def with_rates(cells: Iterable[Cell], closed: Sequence[Cell], journal: Journal) -> list[Cell]:
-    """Cells with their rates, and with the better concatenating form where that was asked for.
+    """Cells with their rates, and with the best rival where that was asked for.
 
     Cells whose rate follows from something that was not measured are left out.
     """
-    found = {form: rate for form in CONCATENATE_FORMS if (rate := capacity_of(form, closed, journal))}
-    best = max(found, key=lambda form: found[form], default=None)
+    found = {rival: rate for rival in RIVALS if (rate := capacity_of(rival, closed, journal))}
+    best = max(found, key=lambda rival: found[rival], default=None)
 
     def named(route: str | None) -> str | None:
-        return best if route == CONCATENATE else route
+        return best if route == BEST_RIVAL else route
 
     resolved = []
     for cell in cells:
@@ -78,15 +70,27 @@ def with_rates(cells: Iterable[Cell], closed: Sequence[Cell], journal: Journal) 
     return list({cell.key: cell for cell in resolved}.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """How often a cell is measured, and for how many seconds each time."""
+
+    rounds: int
+    seconds: float
+
+    @property
+    def taken_s(self) -> float:
+        """What one window takes, about."""
+        return self.seconds + _BETWEEN_S
+
+
 class Rounds:
     """Runs cells to the end.
 
     Args:
         take: takes a window.
         journal: where windows go; a round that it holds already is not measured again.
-        rounds: windows per cell.
+        windows: of a cell.
         end_s: by the clock; no window is taken a second time where that would end a run later.
-        window_s: what one window takes, about.
 
     Attributes:
         failures: what went wrong with the cells that could not be measured, by key.
@@ -97,17 +101,16 @@ class Rounds:
         take: TakeWindow,
         journal: Journal,
         *,
-        rounds: int,
+        windows: Callable[[Cell], Windows],
         end_s: float,
-        window_s: float,
         progress: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._take_window, self._journal, self._rounds = take, journal, rounds
-        self._end_s, self._window_s = end_s, window_s
-        self._progress, self._clock, self._start = progress, clock, clock()
+        self._take_window, self._journal, self._windows = take, journal, windows
+        self._end_s, self._progress, self._clock = end_s, progress, clock
         self.failures: dict[str, str] = {}
-        self._done = self._total = 0
+        # What the windows that every cell must have will still take.
+        self._left_s = 0.0
 
     def run(self, cells: Sequence[Cell]) -> list[Cell]:
         """Measures every cell in every round; gives those that could be measured, their rates and routes known.
@@ -117,7 +120,7 @@ class Rounds:
         """
         closed = [cell for cell in cells if cell.share is None]
         others = [cell for cell in cells if cell.share is not None]
-        self._total = self._rounds * len(cells)
+        self._left_s = sum(one.rounds * one.taken_s for one in map(self._windows, cells))
         self._all_rounds(closed)
         opened = with_rates(others, closed, self._journal)
         for cell in others:
@@ -127,25 +130,28 @@ class Rounds:
         return [cell for cell in (*closed, *opened) if self._journal.of(cell.key)]
 
     def _all_rounds(self, cells: Sequence[Cell]) -> None:
-        for number in range(1, self._rounds + 1):
+        rounds = {cell.key: self._windows(cell).rounds for cell in cells}
+        for number in range(1, max(rounds.values(), default=0) + 1):
+            there = [cell for cell in cells if number <= rounds[cell.key]]
             # Forwards, then backwards: drift and heat hit all cells alike, and no cell always follows another.
-            for cell in cells if number % 2 else cells[::-1]:
+            for cell in there if number % 2 else there[::-1]:
                 self._visit(cell, number)
         for cell in cells:
             self._settle(cell)
 
     def _visit(self, cell: Cell, number: int) -> None:
-        self._done += 1
         if any(record["round"] == number for record in self._journal.of(cell.key)):
+            self._left_s -= self._windows(cell).taken_s
             return
         record = self._take(cell, number, attempt=0, why="")
-        if record is not None and record["reach_off"] > REACH_TOLERANCE and self._has_time():
+        self._left_s -= self._windows(cell).taken_s
+        if record is not None and record["reach_off"] > REACH_TOLERANCE and self._has_time(cell):
             self._take(cell, number, attempt=1, why="reach")
 
     def _settle(self, cell: Cell) -> None:
         records = self._journal.of(cell.key)
         again = any(one["key"] == cell.key and one["why"] == "spread" for one in self._journal.records)
-        if again or not is_unstable(records, cell) or not self._has_time():
+        if again or not is_unstable(records, cell) or not self._has_time(cell):
             return
         values = np.array(judged_by(records, cell))
         farthest = records[int(np.argmax(np.abs(values - np.median(values))))]
@@ -167,22 +173,17 @@ class Rounds:
         self.failures[cell.key] = failure
         return None
 
-    def _has_time(self) -> bool:
-        """Whether a further window leaves time for those that every cell must have."""
-        needed = self._total - self._done + 1
-        return self._clock() + needed * self._window_s <= self._end_s
+    def _has_time(self, cell: Cell) -> bool:
+        """Whether a further window of a cell leaves time for those that every cell must have."""
+        return self._clock() + self._left_s + self._windows(cell).taken_s <= self._end_s
 
     def _words(self, cell: Cell, number: int, why: str) -> str:
-        done, left = self._done - 1, ""
-        if done:
-            left_s = (self._clock() - self._start) / done * (self._total - done)
-            left = f"; about {max(1, round(left_s / 60))} min left"
         again = f", again ({why})" if why else ""
-        return f"round {number} of {self._rounds}: {cell.route}, {cell.words}{again}{left}"
+        left = f"about {max(1, round(self._left_s / 60))} min left"
+        return f"round {number} of {self._windows(cell).rounds}: {cell.route}, {cell.words}{again}; {left}"
 
 
 _WARM_S = 1.0
-_BETWEEN_S = 1.0  # perf_analyzer starts and reads its input file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,10 +191,12 @@ class RunOptions:
     """What a person may choose.
 
     Args:
-        full: one factor at a time around the base load instead of the twelve cells of the quick run.
+        full: one factor at a time around the base load instead of the cells of the quick run.
         output: folder for everything the run writes.
         seconds: of each window.
         rounds: windows per cell.
+        long_seconds: of each window of a cell that is measured for its tail; None for `seconds`.
+        long_rounds: windows of such a cell; None for `rounds`.
         budget_s: of the whole run; no window is taken a second time where that would pass it.
         seed: of the rows.
         resume: go on with the windows an interrupted run left.
@@ -206,9 +209,18 @@ class RunOptions:
     seconds: float
     rounds: int
     budget_s: float
+    long_seconds: float | None = None
+    long_rounds: int | None = None
     seed: int = 0
     resume: bool = False
     only: str = "*"
+
+    def windows(self, cell: Cell) -> Windows:
+        """The windows of a cell."""
+        own = Windows(rounds=self.rounds, seconds=self.seconds)
+        if not cell.long:
+            return own
+        return Windows(rounds=self.long_rounds or own.rounds, seconds=self.long_seconds or own.seconds)
 
     @property
     def kind(self) -> str:
@@ -267,13 +279,13 @@ def run_scenario(
 
         def take(cell: Cell, **about: Any) -> WindowRecord:
             try:
-                return measure(cell, served, seconds=options.seconds, **about)
+                return measure(cell, served, seconds=options.windows(cell).seconds, **about)
             except CommitteeError as error:
                 served.require_alive(cell.key, error)
                 raise
 
-        end_s, window_s = context.start_s + options.budget_s, options.seconds + _BETWEEN_S
-        rounds = Rounds(take, journal, rounds=options.rounds, end_s=end_s, window_s=window_s, progress=progress)
+        end_s = context.start_s + options.budget_s
+        rounds = Rounds(take, journal, windows=options.windows, end_s=end_s, progress=progress)
         measured = rounds.run(cells)
         return ScenarioResult(
             scenario=tools.scenario,
@@ -293,7 +305,7 @@ def _journal(cells: list[Cell], served: Served, options: RunOptions, settings: M
         "scenario": scenario.name,
         "members": scenario.members,
         "cells": [cell.key for cell in cells],
-        **{name: getattr(options, name) for name in ("seconds", "rounds", "seed")},
+        **{name: getattr(options, name) for name in ("seconds", "rounds", "long_seconds", "long_rounds", "seed")},
         **settings,
     }
     return Journal(options.output / f"{options.kind}-{scenario.name}.jsonl", shared, resume=options.resume)
@@ -327,6 +339,8 @@ class Results:
     machine: BenchMachine
     seconds: float
     rounds: int
+    long_seconds: float | None = None
+    long_rounds: int | None = None
     minutes: float
     scenarios: dict[str, str]
     cells: pd.DataFrame
@@ -386,6 +400,8 @@ def results_from(
         ),
         seconds=options.seconds,
         rounds=options.rounds,
+        long_seconds=options.long_seconds,
+        long_rounds=options.long_rounds,
         minutes=(time.monotonic() - context.start_s) / 60,
         scenarios={
             one.scenario.name: one.scenario.title + (imposed if one.scenario.imposed else "") for one in measured

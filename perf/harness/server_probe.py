@@ -103,10 +103,17 @@ class PeakMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What Triton counted for one model so far: rows answered, and the batches they came in."""
+    """What Triton counted for one model so far: rows answered, their requests, and the batches they came in."""
 
     rows: int = 0
+    requests: int = 0
     calls: int = 0
+
+    def since(self, then: "Counts") -> "Counts":
+        """What was counted since an earlier reading."""
+        return Counts(
+            rows=self.rows - then.rows, requests=self.requests - then.requests, calls=self.calls - then.calls
+        )
 
 
 class Statistics:
@@ -127,9 +134,12 @@ class Statistics:
             ClientError: the server does not answer.
         """
         found = self._asked(lambda: self._client.get_inference_statistics(as_json=True))["model_stats"]
-        names = {"rows": "inference_count", "calls": "execution_count"}
         return {
-            str(one["name"]): Counts(**{field: int(one.get(name, 0)) for field, name in names.items()})
+            str(one["name"]): Counts(
+                rows=int(one.get("inference_count", 0)),
+                requests=int(one.get("inference_stats", {}).get("success", {}).get("count", 0)),
+                calls=int(one.get("execution_count", 0)),
+            )
             for one in found
         }
 
@@ -152,12 +162,8 @@ class Statistics:
 
 def counted_between(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> dict[str, Counts]:
     """What was counted between two readings, of the models that were asked."""
-    both = {name: (before.get(name, Counts()), now) for name, now in after.items()}
-    return {
-        name: Counts(rows=now.rows - then.rows, calls=now.calls - then.calls)
-        for name, (then, now) in both.items()
-        if now.rows > then.rows
-    }
+    found = {name: now.since(before.get(name, Counts())) for name, now in after.items()}
+    return {name: one for name, one in found.items() if one.rows > 0}
 
 
 def unconnected_sockets(process: ServerProcess) -> int:

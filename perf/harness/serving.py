@@ -21,9 +21,8 @@ from perf.routes.spec import BenchRepository, BenchRoute, BenchRows, Scenario
 
 BASE_CONCURRENCY = 16
 BASE_DEFERRAL = 0.15
-# Rates are shares of a route's capacity; this name stands for the better of the concatenating forms.
-CONCATENATE = "concatenate"
-CONCATENATE_FORMS = ("concatenate_1", "concatenate_4")
+# Rates are shares of a route's capacity; this name stands for the rival that has most of it.
+BEST_RIVAL = "best_rival"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class Cell:
 
     Args:
         scenario: name of the members.
-        route: "concatenate" until the better form is known.
+        route: "best_rival" until it is known which that is.
         sender: perf_analyzer keeping `concurrency` requests in flight ("closed"), our own client or
             perf_analyzer's asynchronous mode sending Poisson arrivals.
         concurrency: requests in flight, of a closed loop.
@@ -41,6 +40,7 @@ class Cell:
         batch: rows per request.
         deferral: share of rows that reach the last stage.
         earned: rows come as they are, and the plan alone decides how many reach it.
+        long: measured in the longer windows of a run, because a tail is held against a target.
     """
 
     scenario: str
@@ -53,6 +53,7 @@ class Cell:
     batch: int = 1
     deferral: float = BASE_DEFERRAL
     earned: bool = False
+    long: bool = False
 
     @property
     def load(self) -> str:

@@ -9,6 +9,9 @@ A window is a dictionary, a line of the journal and later a row of a data frame:
 - `reach`, the share of rows that got to each stage, None where the answers do not say; `reach_off`, its largest
   difference from the share that the rows were made for.
 - `cpu_s_per_request` of the server's processes, `client_cpu_s_per_request` of whatever sent the load.
+- `messages_per_request` between the server and the processes of a route that has some: each batch of requests and
+  each call of a member is one there and one back, and a deferred request that leaves its batch is one more; None
+  for other routes.
 - `mean_batch`, rows per call by model; `resident_bytes` and `shm_bytes` at the peak, of the server and the route's
   own processes.
 - `lag_p50_ms`, `lag_p99_ms`: how late requests left, None in a closed loop; `rate`, the requests/s that
@@ -20,6 +23,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,18 +31,20 @@ from typing import Any
 import numpy as np
 
 from orchestrator.errors import DataError
-from perf.harness.server_probe import PeakMemory, counted_between, cpu_s
+from perf.harness.server_probe import Counts, PeakMemory, counted_between, cpu_s
 from perf.harness.serving import Cell, InputFile, Served
 from perf.load.analyzer import AnalyzerLoad, run_analyzer
 from perf.load.closed import Window, closed_tasks, closed_threads
 from perf.load.poisson import PoissonLoad, run_poisson, send_asked
-from perf.routes.spec import BenchRoute
+from perf.routes.spec import AskAsync, AskSync, BenchRoute
 
 WindowRecord = dict[str, Any]
 # A window whose rows got to a stage in another share than they were made for is measured again.
 REACH_TOLERANCE = 0.01
 _IDLE_S = 1.0
 _IDLE_WAIT_S = 60.0
+# Of a client that answers an open loop with blocking calls; what more is due waits for one of them.
+_MOST_THREADS = 256
 _ALWAYS = {"key", "round", "attempt", "why"}
 
 
@@ -90,6 +96,7 @@ def measure(
         "reach_off": off,
         "cpu_s_per_request": used_s / rows * cell.batch,
         "client_cpu_s_per_request": (_client_cpu_s() - client_s) / rows * cell.batch,
+        "messages_per_request": messages_per_request(route, counted, window),
         "mean_batch": {name: one.rows / one.calls for name, one in counted.items() if one.calls},
         "resident_bytes": memory.peak.resident_bytes,
         "shm_bytes": memory.peak.shm_bytes,
@@ -103,6 +110,19 @@ def reach_off(window: Window, wanted: tuple[float, ...]) -> tuple[list[float] | 
     """Reach of a window, and its largest difference from the wanted one (0 where it is not known)."""
     reach = window.reach(len(wanted))
     return (None, 0.0) if reach is None else (list(reach), float(np.abs(np.subtract(reach, wanted)).max()))
+
+
+def messages_per_request(route: BenchRoute, counted: Mapping[str, Counts], window: Window) -> float | None:
+    """Messages between the server and a route's processes, over its requests, from what was counted of each model.
+
+    None for a route without processes.
+    """
+    if not route.instances or route.model is None or route.model not in counted:
+        return None
+    own = counted[route.model]
+    calls = sum(counted[member].requests for member in route.members if member in counted)
+    late = float(window.deferred.mean()) if route.answers_late and window.deferred is not None else 0.0
+    return 2 * (own.calls + calls) / own.requests + late
 
 
 def _send(
@@ -131,19 +151,27 @@ def _send_by_client(
     rows, repository = inputs.rows.rows, served.repository
     closed: dict[str, Any] = {"concurrency": cell.concurrency or 1, "batch": cell.batch, "seconds": seconds}
 
+    async def poisson(ask: AskAsync) -> Window:
+        return await send_asked(ask, rows, rate=_rate(cell), seconds=seconds, seed=seed, batch=cell.batch)
+
     async def by_asyncio() -> Window:
         assert repository.asyncio_client is not None, "a repository with such a route brings its client"
         async with repository.asyncio_client(served.address) as ask:
-            if cell.sender == "poisson":
-                return await send_asked(ask, rows, rate=_rate(cell), seconds=seconds, seed=seed, batch=cell.batch)
-            return await closed_tasks(ask, rows, **closed)
+            return await (poisson(ask) if cell.sender == "poisson" else closed_tasks(ask, rows, **closed))
 
-    if route.client == "asyncio" and cell.sender != "analyzer_poisson":
+    async def poisson_by_threads(ask: AskSync) -> Window:
+        with ThreadPoolExecutor(_MOST_THREADS) as threads:
+            loop = asyncio.get_running_loop()
+            return await poisson(lambda part: loop.run_in_executor(threads, ask, part))
+
+    if cell.sender == "analyzer_poisson":
+        raise DataError(f"cell {cell.key}", got="a load its client cannot send", expected="another sender")
+    if route.client == "asyncio":
         return asyncio.run(by_asyncio())
-    if route.client != "sync" or cell.sender != "closed":
-        raise DataError(f"cell {cell.key}", got="a load its client cannot send", expected="a closed loop")
     assert repository.sync_client is not None, "a repository with such a route brings its client"
     with repository.sync_client(served.address) as ask:
+        if cell.sender == "poisson":
+            return asyncio.run(poisson_by_threads(ask))
         return closed_threads(ask, rows, **closed)
 
 

@@ -21,7 +21,11 @@ LARGEST, LARGEST_INSTANCES = "largest_2", 2
 # The same plan as the route "committee", its first stage run in the cascade's process.
 IN_PROCESS = "committee_in_process"
 # Routes whose code knows one way to decide: mean of logits, top probability, one member per stage.
-PLAIN_ONLY = ("pass_through", *TUTORIAL, *CONCATENATE, "client_sync", "client_asyncio")
+CLIENTS = ("client_sync", "client_asyncio")
+PLAIN_ONLY = ("pass_through", *TUTORIAL, *CONCATENATE, *CLIENTS)
+# Every other form in which the same members, one instance each, make the same cascade.
+SERVER_RIVALS = (*TUTORIAL, *CONCATENATE, "onefile")
+RIVALS = (*SERVER_RIVALS, *CLIENTS)
 
 Rows = npt.NDArray[Any]
 # One request: rows (n, *dims) in, int32 (n,) exit stages out.
@@ -61,6 +65,8 @@ class BenchRoute:
             for every row.
         cascade: its answers carry `exit_stage`, and only rows that reach a stage are asked there.
         instances: processes of the orchestrator, 0 where there is none.
+        answers_late: a request with a row that goes past stage 0 is answered by a message of its own, later than
+            those of its batch.
     """
 
     name: str
@@ -70,6 +76,7 @@ class BenchRoute:
     members: tuple[str, ...] = ()
     cascade: bool = False
     instances: int = 0
+    answers_late: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +146,7 @@ def routes_of(scenario: Scenario) -> dict[str, BenchRoute]:
         BenchRoute(name="ensemble", title="native ensemble of all members", model="ensemble", members=members),
         # It names no member: they are inside its graph, so their own capacity does not bound it.
         BenchRoute(name="onefile", title="whole cascade in one ONNX graph", model="onefile", cascade=True),
-        cascade("committee", "Committee", 1),
-        cascade(IN_PROCESS, "Committee, first stage in process", 1),
+        cascade("committee", "Committee", 1, answers_late=True),
+        cascade(IN_PROCESS, "Committee, first stage in process", 1, answers_late=True),
     ]
     return {route.name: route for route in routes}

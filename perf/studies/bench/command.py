@@ -11,14 +11,15 @@ import typer
 from orchestrator.errors import InputError
 from perf.harness.report import command_line, progress_shown, show, table_from_cells, table_from_targets
 from perf.harness.run import Results, RunOptions, begin, cells_of_all, results_from, run_scenario
-from perf.harness.serving import BASE_CONCURRENCY, CONCATENATE, CONCATENATE_FORMS, Cell, tools_of
+from perf.harness.serving import BASE_CONCURRENCY, BEST_RIVAL, Cell, tools_of
 from perf.routes.recipes import RECIPES
-from perf.routes.spec import IN_PROCESS, BenchRepository
-from perf.studies.bench.report import verdicts, write_report
+from perf.routes.spec import IN_PROCESS, RIVALS, BenchRepository
+from perf.studies.bench.report import write_report
+from perf.studies.bench.targets import TAIL_SHARE, verdicts
 from perf.studies.leak import growth_from
 
 EARNED_CONCURRENCY = 64
-MAX_QUICK_CELLS = 12
+MAX_QUICK_CELLS = 27
 MAX_FULL_CELLS = 60
 # Held against their largest member only: the exit mix is imposed, or the plan is what is being tested.
 LARGEST_ONLY = ("efficientnet", "glyphs")
@@ -40,51 +41,43 @@ def cells_of(repository: BenchRepository, *, full: bool) -> list[Cell]:
 
 
 def quick_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[Cell]:
-    """At most twelve cells that decide most of the targets."""
+    """The cells that decide the targets of three CNNs; shorter windows than in a full run."""
+    alone = tuple(f"member_{index}" for index in range(members))
+    ours = ("committee", IN_PROCESS)
     closed = [
-        *((route, 64) for route in (*(f"member_{index}" for index in range(members)), "tutorial", "committee")),
-        *((route, 16) for route in ("tutorial", "committee")),
-        *((route, 1) for route in ("pass_through", "committee")),
+        *((route, 64) for route in (*alone, *RIVALS, *ours)),
+        *((route, 16) for route in (*RIVALS, *ours)),
+        *((route, 1) for route in ("pass_through", "tutorial", *ours)),
     ]
     cells = [Cell(scenario=scenario, route=route, concurrency=number) for route, number in closed]
-    cells += [
-        Cell(scenario=scenario, route="committee", concurrency=64, deferral=1.0),
-        *_poisson(scenario, ("tutorial", "committee"), share=0.8, of="tutorial"),
-        # Cut off by the limit of twelve unless baselines are missing.
-        *_poisson(scenario, ("committee",), share=0.8),
-    ]
-    return _there(cells, routes)[:MAX_QUICK_CELLS]
+    return _there([*cells, *_tail_cells(scenario)], routes)
 
 
 def full_cells(scenario: str, *, members: int, routes: Collection[str]) -> list[Cell]:
     """One factor at a time around 16 in flight, batch 1, 15 % to the last stage."""
     alone = tuple(f"member_{index}" for index in range(members))
     largest = alone[-1]
-    baselines = ("pass_through", "tutorial", *CONCATENATE_FORMS)
-    clients = ("client_sync", "client_asyncio")
+    ours = ("committee", IN_PROCESS)
 
     def closed(names: Iterable[str], concurrency: int = BASE_CONCURRENCY, **changes: float) -> list[Cell]:
         base = [Cell(scenario=scenario, route=name, concurrency=concurrency) for name in names]
         return [replace(cell, **changes) for cell in base]  # type: ignore[arg-type]  # numbers of either kind
 
     cells = [
-        *closed([*alone, *baselines, "tutorial_4", *clients, "ensemble", "onefile", "committee", IN_PROCESS]),
-        *closed([largest, "largest_2", *baselines[1:], "tutorial_4", "committee", IN_PROCESS], 64),
-        *closed([largest, "pass_through", "tutorial", "committee", IN_PROCESS], 1),
+        *closed([*alone, "pass_through", *RIVALS, "ensemble", *ours]),
+        *closed([largest, "largest_2", *RIVALS, *ours], 64),
+        *closed([largest, "pass_through", "tutorial", *ours], 1),
         *closed(["tutorial", "committee"], 4),
-        *closed([*alone, "tutorial", CONCATENATE_FORMS[1], "onefile", "committee"], batch=8),
-        *closed(["pass_through", "tutorial", "committee"], deferral=0.0),
+        *closed([*alone, "concatenate_4", "onefile", "committee"], batch=8),
+        *closed(["pass_through", "committee"], deferral=0.0),
         *closed(["tutorial", "committee"], deferral=0.05),
         *closed(["tutorial", "committee"], deferral=0.3),
-        *closed(["tutorial", CONCATENATE_FORMS[1], "committee"], deferral=1.0),
+        *closed(["concatenate_4", "committee"], deferral=1.0),
         *closed(["committee"], 64, deferral=1.0),
-        *_poisson(scenario, ("tutorial", "committee"), share=0.5, of="tutorial"),
-        *_poisson(scenario, ("tutorial", "committee"), share=0.8, of="tutorial"),
-        *_poisson(scenario, ("tutorial", "committee"), share=0.95, of="tutorial"),
-        *_poisson(scenario, (CONCATENATE, "committee"), share=0.8, of=CONCATENATE),
-        *(cell for share in (0.5, 0.8, 0.95) for cell in _poisson(scenario, ("committee",), share=share)),
+        *_tail_cells(scenario),
+        *(cell for share in (0.5, 0.95) for cell in _poisson(scenario, (BEST_RIVAL, "committee"), share=share)),
         Cell(
-            scenario=scenario, route="committee", sender="analyzer_poisson", share=0.8, of_route="tutorial"
+            scenario=scenario, route="committee", sender="analyzer_poisson", share=0.5, of_route=BEST_RIVAL
         ),
     ]  # fmt: skip
     return _there(cells, routes)
@@ -101,28 +94,38 @@ def largest_cells(scenario: str, *, members: int, routes: Collection[str], earne
     return _there([Cell(scenario=scenario, route=name, **load) for name in names], routes)
 
 
-def _poisson(scenario: str, names: Iterable[str], *, share: float, of: str = "committee") -> list[Cell]:
-    return [Cell(scenario=scenario, route=name, sender="poisson", share=share, of_route=of) for name in names]
+def _tail_cells(scenario: str) -> list[Cell]:
+    """The pair that tails are compared by: the same arrivals, at a rate that the best rival bears."""
+    pair = _poisson(scenario, (BEST_RIVAL, "committee"), share=TAIL_SHARE)
+    return [replace(cell, long=True) for cell in pair]
+
+
+def _poisson(scenario: str, names: Iterable[str], *, share: float) -> list[Cell]:
+    return [
+        Cell(scenario=scenario, route=name, sender="poisson", share=share, of_route=BEST_RIVAL) for name in names
+    ]
 
 
 def _there(cells: Iterable[Cell], routes: Collection[str]) -> list[Cell]:
     """The cells whose routes exist, each once."""
 
     def exists(name: str | None) -> bool:
-        forms = CONCATENATE_FORMS if name == CONCATENATE else (name,)
-        return name is None or any(form in routes for form in forms)
+        return name is None or any(form in routes for form in (RIVALS if name == BEST_RIVAL else (name,)))
 
     return list({cell.key: cell for cell in cells if exists(cell.route) and exists(cell.of_route)}.values())
 
 
 OUTPUT = Path("build/bench")
 REPORT = Path("perf/RESULTS.md")
-QUICK_S, FULL_S = 10.0, 18.0
-QUICK_BUDGET_S, FULL_BUDGET_S = 570.0, 4800.0
+QUICK_S, FULL_S = 4.0, 8.0
+# Windows and rounds of tails, unless `seconds` and `rounds` say otherwise.
+QUICK_LONG, FULL_LONG = (15.0, 3), (60.0, 5)
+ROUNDS = 3
+QUICK_BUDGET_S, FULL_BUDGET_S = 570.0, 3600.0
 
 
 def run(
-    full: Annotated[bool, typer.Option("--full", help="One factor at a time, under 90 minutes.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="One factor at a time, an hour.")] = False,
     scenario: Annotated[
         list[str] | None, typer.Option(help="Members to measure on: three_cnn, efficientnet, glyphs or digits.")
     ] = None,
@@ -131,9 +134,12 @@ def run(
         Path | None,
         typer.Option(help="Report to write; perf/RESULTS.md, of a partial run RESULTS.md in --output."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="Windows per cell.")] = 3,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Windows per cell; 3, of tails with --full 5.")
+    ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=1, max=600, help="Of each window; 10, with --full 18.")
+        float | None,
+        typer.Option(min=1, max=600, help="Of each window; 4 and of tails 15, with --full 8 and 60."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the rows.")] = 0,
     only: Annotated[str, typer.Option(help="Cells to measure, a pattern such as 'committee/c16*'.")] = "*",
@@ -144,12 +150,15 @@ def run(
 
     Example: python -m perf run --full --resume
     """
+    long_seconds, long_rounds = FULL_LONG if full else QUICK_LONG
     options = RunOptions(
         full=full,
         scenarios=tuple(dict.fromkeys(scenario or default_scenarios(full=full))),
         output=output,
         seconds=seconds if seconds is not None else (FULL_S if full else QUICK_S),
-        rounds=rounds,
+        rounds=rounds or ROUNDS,
+        long_seconds=seconds or long_seconds,
+        long_rounds=rounds or long_rounds,
         budget_s=FULL_BUDGET_S if full else QUICK_BUDGET_S,
         seed=seed,
         resume=resume,
@@ -199,8 +208,10 @@ def run_bench(options: RunOptions, *, command: str, progress: Callable[[str], No
 
 def _report_path(options: RunOptions) -> Path:
     """A run that leaves something out must not replace the report of one that did not."""
-    usual = (default_scenarios(full=options.full), FULL_S if options.full else QUICK_S, 3, "*")
-    whole = (options.scenarios, options.seconds, options.rounds, options.only) == usual
+    long = FULL_LONG if options.full else QUICK_LONG
+    usual = (default_scenarios(full=options.full), FULL_S if options.full else QUICK_S, ROUNDS, *long, "*")
+    given = (options.scenarios, options.seconds, options.rounds, options.long_seconds, options.long_rounds)
+    whole = (*given, options.only) == usual
     return REPORT if whole else options.output / REPORT.name
 
 
@@ -210,8 +221,9 @@ def _command(options: RunOptions, *, report: Path | None = None) -> str:
         "python -m perf run",
         ("--full", options.full, False),
         ("--scenario", options.scenarios, default_scenarios(full=options.full)),
-        ("--seconds", options.seconds, FULL_S if options.full else QUICK_S),
-        ("--rounds", options.rounds, 3),
+        # Where they were given, they are those of tails too.
+        ("--seconds", options.long_seconds, FULL_LONG[0] if options.full else QUICK_LONG[0]),
+        ("--rounds", options.long_rounds, FULL_LONG[1] if options.full else QUICK_LONG[1]),
         ("--only", options.only, "*"),
         ("--output", options.output, OUTPUT),
         ("--report", report, None),

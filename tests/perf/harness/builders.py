@@ -10,7 +10,7 @@ from perf.harness.serving import Cell
 MEMBERS = ("small", "middle", "large")
 ROUTES = (
     "member_0", "member_1", "member_2", "largest_2", "pass_through", "tutorial", "tutorial_4", "concatenate_1",
-    "concatenate_4", "client_sync", "client_asyncio", "ensemble", "onefile", "committee",
+    "concatenate_4", "client_sync", "client_asyncio", "ensemble", "onefile", "committee", "committee_in_process",
 )  # fmt: skip
 
 
@@ -32,6 +32,7 @@ def record(cell: Cell, *, round_number: int = 1, requests_per_s: float = 100.0, 
         "reach_off": 0.0,
         "cpu_s_per_request": 0.004,
         "client_cpu_s_per_request": 0.0001,
+        "messages_per_request": 4.5,
         "mean_batch": {"small": 8.0, "large": 2.5},
         "resident_bytes": 200 * 2**20,
         "shm_bytes": 8 * 2**20,
@@ -61,6 +62,7 @@ def cell_row(
         "rows_per_s": requests_per_s * cell.batch,
         "reach": (1.0, 0.3, 0.15),
         "cpu_ms_per_request": 4.0,
+        "messages_per_request": 4.5,
         "mean_batch": {"small": 8.0},
         "resident_mib": 200.0,
         "shm_mib": 8.0,
@@ -69,6 +71,7 @@ def cell_row(
         "bound_requests_per_s": bound,
         "bound_by": None if bound is None else "large",
         "efficiency": None if bound is None else requests_per_s / bound,
+        "windows": [],
         **latency,
         **load_or_figures,
     }

@@ -11,11 +11,21 @@ from perf.harness.serving import Cell, reach_of
 from perf.harness.windows import Journal, reach_off
 from perf.load.closed import Window
 from perf.routes.spec import BenchRoute
-from perf.studies.bench.command import MAX_FULL_CELLS, MAX_QUICK_CELLS, full_cells, largest_cells, quick_cells
+from perf.studies.bench.command import (
+    MAX_FULL_CELLS,
+    MAX_QUICK_CELLS,
+    QUICK_BUDGET_S,
+    QUICK_LONG,
+    QUICK_S,
+    ROUNDS,
+    full_cells,
+    largest_cells,
+    quick_cells,
+)
 from tests.perf.harness.builders import MEMBERS, ROUTES, record
 
 
-def test_a_quick_run_has_twelve_cells_and_a_full_one_sixty_at_most() -> None:
+def test_a_quick_run_fits_into_ten_minutes_and_a_full_one_has_sixty_cells_at_most() -> None:
     quick = quick_cells("three_cnn", members=3, routes=ROUTES)
     full = [
         *full_cells("three_cnn", members=3, routes=ROUTES),
@@ -23,6 +33,8 @@ def test_a_quick_run_has_twelve_cells_and_a_full_one_sixty_at_most() -> None:
         *largest_cells("glyphs", members=4, routes=[*ROUTES, "member_3"], earned=True),
     ]
     assert len(quick) == MAX_QUICK_CELLS
+    windows = [(QUICK_LONG if cell.long else (QUICK_S, ROUNDS)) for cell in quick]
+    assert sum(rounds * (seconds + 1) for seconds, rounds in windows) < QUICK_BUDGET_S
     assert len(full) <= MAX_FULL_CELLS
     for cells in (quick, full):
         assert len({cell.key for cell in cells}) == len(cells)
@@ -43,7 +55,8 @@ def test_cells_of_routes_that_do_not_exist_are_left_out() -> None:
     for make in (quick_cells, full_cells):
         cells = make("digits", members=2, routes=("member_0", "member_1", "committee"))
         assert {cell.route for cell in cells} == {"member_0", "member_1", "committee"}
-        assert {cell.of_route for cell in cells} == {None, "committee"}
+        # There is no rival whose capacity arrivals could be a share of.
+        assert {cell.of_route for cell in cells} == {None}
 
 
 def test_an_earned_mix_is_asked_in_large_requests_and_never_called_fifteen_percent() -> None:

@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from orchestrator.errors import ServerFaultError, ServingError
 from perf.harness.frame import is_unstable
-from perf.harness.run import Rounds, with_rates
+from perf.harness.run import Rounds, RunOptions, Windows, with_rates
 from perf.harness.serving import Cell
 from perf.harness.windows import Journal
 from tests.perf.harness.builders import record
@@ -19,6 +20,10 @@ def closed(route: str, **load: Any) -> Cell:
 
 def poisson(route: str, of_route: str, share: float = 0.8) -> Cell:
     return Cell(scenario="three_cnn", route=route, sender="poisson", share=share, of_route=of_route)
+
+
+# With what lies between two windows each takes a second.
+ONE_S = Windows(rounds=3, seconds=0.0)
 
 
 class Fake:
@@ -41,7 +46,7 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def rounds_of(fake: Fake, journal: Journal, **changes: Any) -> Rounds:
-    return Rounds(fake, journal, **{"rounds": 3, "end_s": 1e9, "window_s": 1.0, "clock": lambda: 0.0, **changes})
+    return Rounds(fake, journal, **{"windows": lambda _: ONE_S, "end_s": 1e9, "clock": lambda: 0.0, **changes})
 
 
 def test_every_round_visits_every_cell_once_there_and_back(journal: Journal) -> None:
@@ -92,12 +97,12 @@ def test_no_window_is_taken_again_when_time_is_up(journal: Journal) -> None:
 
 
 def test_poisson_rates_are_shares_of_what_the_closed_loops_showed(journal: Journal) -> None:
-    speeds = {"tutorial": 200.0, "concatenate_1": 300.0, "concatenate_4": 350.0}
+    speeds = {"tutorial": 200.0, "concatenate_4": 300.0, "client_sync": 350.0}
     fake = Fake(lambda cell, *_: {"requests_per_s": speeds.get(cell.route, 400.0) + (cell.concurrency or 0)})
     cells = [
         poisson("committee", "tutorial"),
-        poisson("concatenate", "concatenate"),
-        poisson("committee", "concatenate"),
+        poisson("best_rival", "best_rival"),
+        poisson("committee", "best_rival"),
         *(closed(route) for route in speeds),
         closed("tutorial", concurrency=64),
         closed("tutorial", concurrency=64, batch=8),
@@ -106,8 +111,8 @@ def test_poisson_rates_are_shares_of_what_the_closed_loops_showed(journal: Journ
     found = {(cell.route, cell.of_route): cell.rate for cell in measured if cell.share}
     assert found == {
         ("committee", "tutorial"): pytest.approx(0.8 * 264),
-        ("concatenate_4", "concatenate_4"): pytest.approx(0.8 * 366),
-        ("committee", "concatenate_4"): pytest.approx(0.8 * 366),
+        ("client_sync", "client_sync"): pytest.approx(0.8 * 366),
+        ("committee", "client_sync"): pytest.approx(0.8 * 366),
     }
 
 
@@ -163,3 +168,25 @@ def test_a_resumed_run_measures_only_what_is_missing(tmp_path: Path) -> None:
     measured = rounds_of(fake, Journal(path, {}, resume=True)).run(cells)
     assert len(fake.taken) == 9 - 4
     assert len(measured) == 3
+
+
+def test_tails_are_measured_in_longer_windows_and_more_of_them(journal: Journal) -> None:
+    options = RunOptions(
+        full=True,
+        scenarios=(),
+        output=Path(),
+        seconds=8.0,
+        rounds=3,
+        long_seconds=60.0,
+        long_rounds=5,
+        budget_s=1e9,
+    )
+    tail = replace(closed("b"), long=True)
+    assert (options.windows(closed("a")), options.windows(tail)) == (
+        Windows(rounds=3, seconds=8.0),
+        Windows(rounds=5, seconds=60.0),
+    )
+    fake = Fake()
+    rounds_of(fake, journal, windows=options.windows).run([closed("a"), tail])
+    assert [route for route, _, _ in fake.taken] == list("abbaabbb")
+    assert replace(options, long_seconds=None, long_rounds=None).windows(tail) == Windows(rounds=3, seconds=8.0)

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from orchestrator.errors import ClientError
 from orchestrator.local import LocalMembers
 from orchestrator.planner.records import Records
 from orchestrator.planner.replay import replay
+from perf.harness.server_probe import Statistics, counted_between
+from perf.harness.windows import messages_per_request
+from perf.load.closed import window_from_stages
 from perf.routes.baselines.deciding import OUTPUTS
 from perf.routes.rendering import render_scenario
 from perf.routes.scenario import BenchScenario
@@ -39,9 +43,10 @@ class Bench:
         edges = [0, *ends[ends < len(self.rows.rows)].tolist(), len(self.rows.rows)]
         return [slice(*pair) for pair in itertools.pairwise(edges)]
 
-    def ask(self, model: str) -> dict[str, np.ndarray]:
-        """All rows, sixteen requests under way at a time."""
-        with triton.InferenceServerClient(self.address) as client, ThreadPoolExecutor(16) as pool:
+    def ask(self, model: str, *, alone: bool = False) -> dict[str, np.ndarray]:
+        """All rows, sixteen requests under way at a time, or one by one."""
+        parts = [slice(row, row + 1) for row in range(len(self.rows.rows))] if alone else self.batches()
+        with triton.InferenceServerClient(self.address) as client, ThreadPoolExecutor(1 if alone else 16) as pool:
 
             def one(part: slice) -> dict[str, np.ndarray]:
                 rows = self.rows.rows[part]
@@ -50,8 +55,8 @@ class Bench:
                 result = client.infer(model, [tensor])
                 return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
-            parts = list(pool.map(one, self.batches()))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            answers = list(pool.map(one, parts))
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +132,25 @@ def test_a_client_driven_cascade_that_is_refused_says_which_member(bench: Bench)
     assert bench.repository.sync_client is not None
     with bench.repository.sync_client(bench.address) as ask, pytest.raises(ClientError, match="cnn_small"):
         ask(bench.rows.rows[:1, :1])
+
+
+def test_a_lone_request_is_a_batch_a_call_of_each_stage_it_reaches_and_where_it_is_deferred_an_answer(
+    bench: Bench,
+) -> None:
+    counted = {}
+    with closing(Statistics(bench.address)) as statistics:
+        for name in ("committee", IN_PROCESS, "tutorial", "concatenate_1"):
+            before = statistics.counts()
+            stages = bench.ask(name, alone=True)["exit_stage"]
+            window = window_from_stages(np.ones(len(stages)), stages, 1.0, 1)
+            route = bench.repository.routes[name]
+            counted[name] = messages_per_request(route, counted_between(before, statistics.counts()), window)
+    reach = bench.rows.reach(len(bench.repository.scenario.members))
+    assert counted == {
+        "committee": pytest.approx(2 + 2 * sum(reach) + reach[1]),
+        IN_PROCESS: pytest.approx(2 + 2 * sum(reach[1:]) + reach[1]),
+        "tutorial": pytest.approx(2 + 2 * sum(reach)),
+        "concatenate_1": pytest.approx(2 + 2 * sum(reach)),
+    }
+    client = bench.repository.routes["client_sync"]
+    assert messages_per_request(client, {}, window) is None
