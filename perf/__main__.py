@@ -24,6 +24,7 @@ from perf.studies.overload.command import overload
 from perf.studies.planner import planner
 from perf.studies.reproduce.command import reproduce
 from perf.studies.scaling.command import scaling
+from perf.studies.scaling.served import size
 from perf.studies.servers import servers
 from perf.studies.soak import soak
 from perf.studies.tables import tables
@@ -58,7 +59,20 @@ for command in (
 # Options behind these names are the other program's.
 for command in (analyzer, tritonserver):
     app.command(cls=HandsOn)(command)
-for command in (inputs, gpu, tables, scaling, reproduce, digits, glyphs, glyphs_data, text_data, text, text_study):
+for command in (
+    inputs,
+    gpu,
+    tables,
+    scaling,
+    size,
+    reproduce,
+    digits,
+    glyphs,
+    glyphs_data,
+    text_data,
+    text,
+    text_study,
+):
     app.command()(command)
 
 

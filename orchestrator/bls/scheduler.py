@@ -16,6 +16,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.bls.gathering import Gathering
 from orchestrator.bls.gears import Gearbox, Times
 from orchestrator.bls.input_buffer import InputBuffer, Room
 from orchestrator.bls.metrics import Counters
@@ -75,6 +76,7 @@ class Scheduler:
         self._room = threading.Condition(self._lock)
         self._clock = threading.Condition(self._lock)
         self._asked: set[StageBatch] = set()  # whose members run
+        self._gathering = [Gathering(min(one.instances for one in stage.members)) for stage in spec.stages]
         self._limit_ns = spec.limits.member_timeout_ms * 1_000_000
         # By stage, the plan index of its first member.
         self._first_member = [0, *accumulate(len(stage.members) for stage in spec.stages)]
@@ -177,12 +179,15 @@ class Scheduler:
     # -- called by the workers' threads -----------------------------------------------------------
 
     def next_batch(self, stage: int, limit: int) -> StageBatch | None:
-        """Waits for rows of a stage and takes up to `limit` of them; None when the server stops."""
+        """Waits for rows of a stage and takes up to `limit` of them; None when the server stops.
+
+        While its members are busy, rows gather until there are so many or a call has had most of its time.
+        """
         with self._lock:
-            while not self._run.waiting(stage):
-                if self._is_stopping:
-                    return None
-                self._work[stage].wait()
+            while (wait_s := self._wait_s(stage, limit)) != 0:
+                self._work[stage].wait(wait_s)
+            if not self._run.waiting(stage):
+                return None
             slots = self._run.next(stage, limit, self._inputs.groups(stage))
             if self._run.waiting(stage):
                 # One worker is woken at a time; it wakes the next while there is something left to do.
@@ -199,10 +204,24 @@ class Scheduler:
             self._asked.add(batch)
             return batch
 
+    def _wait_s(self, stage: int, limit: int) -> float | None:
+        """How long a worker waits before it looks again; 0 for not at all, None until it is woken."""
+        rows = self._run.waiting(stage)
+        if self._is_stopping or rows >= limit:
+            return 0
+        if not rows:
+            return None
+        running = [(one.taken_ns, len(one.slots)) for one in self._asked if one.call.stage == stage]
+        return max(self._gathering[stage].wait_ns(running, time.monotonic_ns()), 0) / 1e9
+
     def feed(self, batch: StageBatch, outputs: MemberOutputs) -> list[Reply]:
         """Decides about a batch's rows by what its stage's members answered."""
         with self._lock:
             self._asked.discard(batch)
+            self._gathering[batch.call.stage].returned(batch.taken_ns, len(batch.slots), time.monotonic_ns())
+            if self._run.waiting(batch.call.stage):
+                # Who lets them gather behind this call need do so no longer.
+                self._work[batch.call.stage].notify()
             outcome = self._run.feed(batch.slots, outputs.outputs, cost=outputs.cost)
             batch.is_fed = True
             if outputs.rows is not None and len(outcome.slots):

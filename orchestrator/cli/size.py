@@ -45,14 +45,14 @@ def size(
     """
     spec, timed = cascade_from_path(plan_path), timing_from_path(timing)
     demand = Demand(rate=rate, peak=peak, p99_ms=p99_ms, cores=cores or timed.machine.cores, price=price)
-    largest = max(timed.members, key=lambda one: one.calls[-1].ms / one.calls[-1].batch).name
     wanted = [(spec.name, stages_of(spec, timed), True)]
     if len(spec.stages) > 1:
         wanted += [
             (f"{spec.name}, {100 * more:g} points more deferred", stages_of(spec, timed, more=more), True)
             for more in MORE
         ]
-    wanted.append((alone or largest, member_stage(alone or largest, timed), False))
+    other = alone or timed.slowest.name
+    wanted.append((other, member_stage(other, timed), False))
     found = []
     with progress("sizing", len(wanted)) as advance:
         for name, stages, one_at_once in wanted:

@@ -223,6 +223,11 @@ class Timing:
         return np.asarray(np.interp(pauses, known, times), np.float64)
 
     @property
+    def slowest(self) -> MemberTiming:
+        """The member that takes the most time per row, in the largest batch that was timed of each."""
+        return max(self.members, key=lambda one: one.calls[-1].ms / one.calls[-1].batch)
+
+    @property
     def is_served(self) -> bool:
         """Whether a server was asked; else members ran in the measuring process."""
         return self.threads is None

@@ -8,9 +8,10 @@ import typer
 
 from orchestrator.cli.console import print_json, progress
 from orchestrator.planner.queueing import QueueStage
-from orchestrator.planner.size import Demand, Sizing, sized, stages_of
+from orchestrator.planner.size import Demand, Sizing, member_stage, sized, stages_of
 from orchestrator.spec import cascade_from_path
 from orchestrator.spec.timing import timing_from_path
+from perf.studies.scaling.figures import draw_figures
 
 RATES = "100,10000,1000000"
 
@@ -21,6 +22,9 @@ def scaling(
     rates: Annotated[str, typer.Option(help="Rows per second, with commas.")] = RATES,
     cores: Annotated[int, typer.Option(min=1, help="Of a server.")] = 8,
     rows: Annotated[int, typer.Option(min=1000, help="Simulated on one server, per rate.")] = 30_000,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder to draw into: what breaks first, and cores needed, by the rate.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Size a plan for several rates, and simulate one of the servers under its share.
@@ -39,6 +43,10 @@ def scaling(
                 {"rate": rate, **dataclasses.asdict(size), **simulated_share(stages, size, rate, cores, rows)}
             )
             advance(1)
+    if figures is not None:
+        largest = timed.slowest.name
+        drawn = draw_figures(figures, stages, member_stage(largest, timed), cores=cores, largest=largest)
+        typer.echo(f"Written: {', '.join(map(str, drawn))}", err=True)
     if as_json:
         print_json(
             {"plan": spec.name, "cores": cores, "rows": rows, "machine": timed.machine.words, "rates": found}
