@@ -1,8 +1,14 @@
 """The next batch of a stage is taken when a running call has had most of its time."""
 
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from orchestrator.bls.gathering import SHARE, Gathering
+from tests.bls.fixtures import HARD, asking, eventually, large, loaded, usual, wait_for
 
 MS = 1_000_000
 
@@ -39,3 +45,30 @@ def test_one_call_that_hung_changes_little_and_a_change_that_stays_is_learnt() -
     for _ in range(40):
         found.returned(0, 10, 10 * MS)
     assert found.wait_ns([(0, 10)], 0) == pytest.approx(SHARE * 10 * MS, rel=0.05)
+
+
+def test_rows_that_are_deferred_while_the_member_runs_make_one_batch(tmp_path: Path) -> None:
+    free, begun = threading.Event(), list[int]()
+
+    def slow(rows: np.ndarray) -> np.ndarray:
+        begun.append(len(rows))
+        if len(begun) == 1:
+            time.sleep(0.5)  # so long are calls expected to take from now on
+        if len(begun) == 2:
+            free.wait(10)
+        return large(rows)
+
+    requests = [asking(HARD) for _ in range(4)]
+    with loaded(tmp_path, usual(large=slow)) as model:
+        assert model.execute(requests[:1]) is None
+        wait_for(requests[0], None)
+        assert model.execute(requests[1:2]) is None
+        eventually(lambda: len(begun) == 2)
+        assert model.execute(requests[2:3]) is None
+        assert model.execute(requests[3:]) is None
+        # The other worker takes both, before the call that runs returns.
+        eventually(lambda: len(begun) == 3)
+        free.set()
+        answers = [wait_for(request, None) for request in requests[1:]]
+    assert begun == [1, 1, 2]
+    assert [answer.column("exit_stage")[0, 0] for answer in answers] == [1, 1, 1]
