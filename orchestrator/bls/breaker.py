@@ -141,10 +141,6 @@ class Breakers:
         """Whether a model may be asked."""
         return place not in self._open
 
-    def has_row(self, place: int) -> bool:
-        """Whether a row is kept that a model has answered."""
-        return place in self._known
-
     def refusals(self, stage: int, places: list[int], rows: AnyRows) -> dict[int, str]:
         """Which of a stage's members, by index, must not be asked about rows (n, *dims), and why."""
         if not self._open:

@@ -8,6 +8,7 @@ the server's own, of which a cascade has 64; therefore `Breakers` counts such ca
 import math
 import threading
 import time
+from _thread import LockType
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from orchestrator.bls.deriving import Deriving
 from orchestrator.bls.in_process import InProcess
 from orchestrator.bls.input_buffer import Buckets
 from orchestrator.bls.metrics import Counters
-from orchestrator.bls.pieces import EVERY_ROW, Gate, Helpers, MemberOutputs, Owners, Refusal, StageCall
+from orchestrator.bls.pieces import EVERY_ROW, Gate, Helpers, MemberOutputs, Owners, Refusal, StageCall, Work
 from orchestrator.bls.rows import AnyRows, Rows, RowTensors, padded
 from orchestrator.errors import SENT, for_clients
 from orchestrator.spec import CascadeSpec, FusedPrefix
@@ -92,18 +93,12 @@ class MemberCalls:
         Returns:
             what they gave; None where the call was given up meanwhile, and somebody else has that.
         """
-        if self.spec.stages[call.stage].on_failure == "answer":
-            owners = None  # there each row gets what it can
-        places = self._places[call.stage]
-        refused = self._breakers.refusals(call.stage, places, call.rows)
-        call.said |= {place: (None, {(place, EVERY_ROW): Refusal(text)}) for place, text in refused.items()}
-        asked = [place for place in places if place not in refused]
-        call.cost = self._cost_of(call.stage, asked) if refused else None
+        asked = self._places[call.stage]
+        if refused := self._breakers.refusals(call.stage, asked, call.rows):
+            asked = self._left_of(call, refused)
         # Counted before the members are asked: rows answered at a deadline meanwhile have cost it, too.
         self.metrics.asked(len(call.rows), call.stage, call.cost)
-        works = [partial(self._ask_for, call, place, tensor=tensor, owners=owners) for place in asked]
-        if works and self._derives[call.stage]:
-            works = [partial(self._derive_and_ask, call, works, owners)]
+        works = self._works_of(call, asked, tensor, owners)
         by_helpers = works if timeout_s is not None else works[1:]
         if by_helpers or len(asked) > len(works):
             call.ready = threading.Lock()
@@ -113,7 +108,7 @@ class MemberCalls:
             self._helpers.submit(work)
         if len(by_helpers) < len(works):
             # The calling thread does the first itself: one hand-over fewer.
-            works[0]()
+            self._helpers.do(works[0])
         if call.ready is not None and not call.ready.acquire(timeout=-1 if timeout_s is None else timeout_s):
             outputs = self.give_up(call)
             if outputs is not None:
@@ -121,6 +116,17 @@ class MemberCalls:
         with self._lock:
             call.is_finished = not call.is_given_up
         return self._outputs_of(call) if call.is_finished else None
+
+    def _works_of(
+        self, call: StageCall, asked: Sequence[int], tensor: Any | None, owners: Owners | None
+    ) -> list[Work]:
+        """What is to be done to ask these of the stage's members, all of it at once."""
+        if self.spec.stages[call.stage].on_failure == "answer":
+            owners = None  # there each row gets what it can
+        works: list[Work] = [partial(self._ask_for, call, place, tensor, owners) for place in asked]
+        if works and self._derives[call.stage]:
+            return [partial(self._derive_and_ask, call, works, owners)]
+        return works
 
     def give_up(self, call: StageCall) -> MemberOutputs | None:
         """Ends a call that has taken too long: members without an answer have failed.
@@ -153,7 +159,7 @@ class MemberCalls:
         self.in_process.drop(self._members[place].name)
         return self._breakers.give_up(place, call.rows)
 
-    def _derive_and_ask(self, call: StageCall, works: Sequence[Callable[[], None]], owners: Owners | None) -> None:
+    def _derive_and_ask(self, call: StageCall, works: Sequence[Work], owners: Owners | None) -> LockType | None:
         """Derives what a stage's members read and then has them asked."""
         try:
             self._deriving.fill(call, owners)
@@ -164,13 +170,17 @@ class MemberCalls:
             try:
                 self._helpers.submit(work)
             except RuntimeError:  # no thread to be had: one after the other
-                work()
-        works[0]()
+                self._helpers.do(work)
+        return works[0]()
 
-    def _cost_of(self, stage: int, asked: Sequence[int]) -> float:
-        """What it costs to ask these of a stage's members about a row, and to derive what they read."""
-        derived = self.spec.stage_costs[stage] - self.spec.stages[stage].cost
-        return sum(self._members[place].cost for place in asked) + (derived if asked else 0)
+    def _left_of(self, call: StageCall, refused: Mapping[int, str]) -> list[int]:
+        """The stage's members but for those that must not be asked, whose answers say why."""
+        call.said |= {place: (None, {(place, EVERY_ROW): Refusal(text)}) for place, text in refused.items()}
+        asked = [place for place in self._places[call.stage] if place not in refused]
+        # What it costs to ask these about a row, and to derive what they read.
+        derived = self.spec.stage_costs[call.stage] - self.spec.stages[call.stage].cost
+        call.cost = sum(self._members[place].cost for place in asked) + (derived if asked else 0)
+        return asked
 
     def ask_stage0(
         self, rows: AnyRows, tensor: Any | None = None, *, owners: Owners | None = None
@@ -223,13 +233,13 @@ class MemberCalls:
         ready, said, given_up = threading.Lock(), list[list[Rows] | None](), list[bool]()
         ready.acquire()
 
-        def run() -> None:
+        def run() -> LockType:
             outputs = ask()
             with self._lock:
                 if given_up:
                     self._breakers.returned(place)
                 said.append(outputs)
-            ready.release()
+            return ready
 
         self._helpers.submit(run)
         ready.acquire(timeout=self._limit_s)
@@ -268,50 +278,37 @@ class MemberCalls:
         self._breakers.stop()
         self._helpers.close()
 
-    def _ask_for(self, call: StageCall, place: int, *, tensor: Any | None, owners: Owners | None) -> None:
-        """Asks a member for a call, and keeps what it says where the call still stands."""
+    def _ask_for(self, call: StageCall, place: int, tensor: Any | None, owners: Owners | None) -> LockType | None:
+        """Asks a member for a call, and keeps what it says where the call still stands.
+
+        Raises nothing, because somebody waits for the call.
+        """
         if isinstance(call.rows, RowTensors):
             output, failed, is_certain = self._ask_tensors(call, place, call.rows, owners)
         else:
             output, failed, is_certain = self._ask_member(call, place, call.rows, tensor=tensor, owners=owners)
-        # A row is kept before who waits has its answer, and may let go of it; a failure is noted before, so that
-        # who asks again finds the breaker as it is then.
-        is_early = output is None or not self._breakers.has_row(place)
-        if is_early and not call.is_given_up:
-            self._note(call, place, output, failed, is_certain)
+        # Before who waits has the answer, and may let go of the rows or ask again.
+        if is_certain is not None and not call.is_given_up:
+            failure = next(iter(failed.values())).text if failed else ""
+            try:
+                self._breakers.note(place, call.rows, output, failure=failure, is_certain=is_certain)
+            except Exception as error:  # for want of memory, say
+                self.pb.Logger.log_error(f"committee: breaker: {type(error).__name__}: {error}")
         who = f"stage {call.stage} member {self._members[place].name}" if failed else ""
         errors = {(place, row): refusal.under(who) for row, refusal in failed.items()}
         with self._lock:
             if call.is_given_up:
                 if place in call.lost:
                     self._breakers.returned(place)
-                return
+                return None
             call.said[place] = output, errors
-            if call.ready is not None and len(call.said) == len(self._places[call.stage]):
-                call.ready.release()
-        if not is_early:  # while the thread that waits wakes up
-            self._note(call, place, output, failed, is_certain)
-
-    def _note(
-        self, call: StageCall, place: int, output: Rows | None, failed: dict[int, Refusal], is_certain: bool | None
-    ) -> None:
-        """Tells a member's breaker of a call, None for `is_certain` where it was not asked.
-
-        Raises nothing, because somebody waits for the call.
-        """
-        if is_certain is None:
-            return
-        failure = next((one.text for one in failed.values()), "")
-        try:
-            self._breakers.note(place, call.rows, output, failure=failure, is_certain=is_certain)
-        except Exception as error:  # for want of memory, say
-            self.pb.Logger.log_error(f"committee: breaker: {type(error).__name__}: {error}")
+            return call.ready if len(call.said) == len(self._places[call.stage]) else None
 
     def _outputs_of(self, call: StageCall) -> MemberOutputs:
-        said = [call.said[place] for place in self._places[call.stage]]
-        errors = {at: why for _, failed in said for at, why in failed.items()}
+        errors = {at: why for _, failed in call.said.values() for at, why in failed.items()}
+        outputs = [call.said[place][0] for place in self._places[call.stage]]
         rows = call.rows if self._derives[call.stage] else None
-        return MemberOutputs([output for output, _ in said], errors, cost=call.cost, rows=rows)
+        return MemberOutputs(outputs, errors, cost=call.cost, rows=rows)
 
     def _ask_tensors(
         self, call: StageCall, place: int, rows: RowTensors, owners: Owners | None

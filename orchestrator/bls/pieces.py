@@ -74,6 +74,8 @@ class Refusal:
 # By member's plan index and row of the batch, why the member failed for that row.
 Errors = dict[tuple[int, int], Refusal]
 
+# Work that raises nothing. It returns the lock of a thread that waits for it, where it is done with that now.
+Work = Callable[[], LockType | None]
 # Gives the outputs of the rows from a first one to an end.
 Ask = Callable[[int, int], list[Rows] | Refusal]
 
@@ -212,7 +214,7 @@ class Gate:
 
     def beside_others(self, ask: Ask, start: int, end: int) -> list[Rows] | Refusal:
         """One call, made as soon as nobody calls alone but the thread itself."""
-        if self._alone == threading.get_ident():
+        if self._alone is not None and self._alone == threading.get_ident():
             return ask(start, end)
         with self._lock:
             while self._is_shut and not self._is_retired:
@@ -286,22 +288,28 @@ class Gate:
 
 
 class Helpers:
-    """Threads that make calls for other threads; one is started where none is idle, and some stay when idle."""
+    """Threads that do work for other threads; one is started where none is idle, and some stay when idle."""
 
     def __init__(self, most_idle: int) -> None:
         self._most_idle = most_idle
         self._idle = 0
         self._lock = threading.Lock()
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Has work done that raises nothing."""
+    def submit(self, work: Work) -> None:
+        """Has work done."""
         with self._lock:
             is_idle = self._idle > 0
             self._idle -= is_idle
         if not is_idle:
             threading.Thread(target=self._loop, name="committee-member", daemon=True).start()
         self._work.put(work)
+
+    @staticmethod
+    def do(work: Work) -> None:
+        """Does work in the calling thread."""
+        if (waits := work()) is not None:
+            waits.release()
 
     def close(self) -> None:
         """Ends idle threads now, and busy ones when their work is done."""
@@ -312,11 +320,16 @@ class Helpers:
 
     def _loop(self) -> None:
         while (work := self._work.get()) is not None:
-            work()
+            waits = work()
             with self._lock:
-                if self._idle >= self._most_idle:
-                    return
-                self._idle += 1
+                stays = self._idle < self._most_idle
+                self._idle += stays
+            # Last, because the interpreter is free for who is woken only when this thread waits again.
+            if waits is not None:
+                waits.release()
+            if not stays:
+                return
+            del work, waits  # rows, for as long as there is nothing to do
 
 
 def isolate(ask: Ask, refused: list[tuple[int, int]], pieces: BatchPieces, owners: Owners | None) -> None:
