@@ -21,6 +21,8 @@ from orchestrator.spec.timing import Timing, ms_of_calls
 Floats = npt.NDArray[np.float64]
 # Cells of a distribution of times, and most rows that a chain knows to wait.
 CELLS, MOST_WAITING = 16384, 400
+# No call takes less: where a timing says so, what the runtime takes less from inside a server ate it up.
+_LEAST_MS = 0.001
 # Of the fixed point between what stages and cores make each other wait.
 _ROUNDS = 8
 # Rows of a batch that a queue looks at; larger ones gain little, and make its chain long.
@@ -74,7 +76,7 @@ def queue_stages(
         rows = np.arange(min(_LARGEST, *(one.calls[-1].batch for one in asked)) + 1, dtype=np.float64)
         beside = timing.first_stage if place == 0 else timing.later_stage
         ms = sum(one.ms(rows) for one in asked) + (ms_of_calls(beside, rows) if runtime else 0.0)
-        stages.append(QueueStage(ms=np.maximum(ms, 0.0), reach=share))
+        stages.append(QueueStage(ms=np.maximum(ms, _LEAST_MS), reach=share))
     return [stage for stage in stages if stage.reach > 0]
 
 
@@ -86,7 +88,7 @@ def woken_stages(stages: Sequence[QueueStage], timing: Timing, *, per_ms: float)
     idle = max(0.0, 1 - sum(per_ms * stage.reach * float(stage.ms[1]) for stage in stages))
     first, later = timing.woken_ms(per_ms)
     return [
-        replace(stage, ms=np.maximum(stage.ms + idle * (later if place else first), 0.0))
+        replace(stage, ms=np.maximum(stage.ms + idle * (later if place else first), _LEAST_MS))
         for place, stage in enumerate(stages)
     ]
 

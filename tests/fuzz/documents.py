@@ -113,3 +113,36 @@ def array_file(draw: st.DrawFn, rows: int = 3) -> bytes:
     header = f"{{'descr': '{kind}', 'fortran_order': {draw(st.booleans())}, 'shape': {shape_said}, }}"
     text = header.encode().ljust(117) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + array.tobytes()
+
+
+def timings() -> st.SearchStrategy[bytes]:
+    """Timings of members a and b that are in order, with times that nobody measures."""
+    ms = st.sampled_from([0.0, 1e-300, 0.01]) | st.floats(0, 5) | st.floats(0, 86_400_000)
+    added = st.floats(-2, 2) | st.floats(-86_400_000, 86_400_000)
+    batch = st.integers(1, 64) | st.integers(1, 1 << 20)
+
+    def calls(times: st.SearchStrategy[float], *, fewest: int) -> st.SearchStrategy[list[dict[str, float]]]:
+        return st.dictionaries(batch, times, min_size=fewest, max_size=4).map(
+            lambda found: [
+                {"batch": rows, "ms": one, "low_ms": one, "high_ms": one} for rows, one in sorted(found.items())
+            ]
+        )
+
+    members = [
+        st.fixed_dictionaries({"name": st.just(name), "calls": calls(ms, fewest=1)}, optional={
+            "instances": st.integers(1, 1024), "max_batch_size": batch,
+        })
+        for name in "ab"
+    ]  # fmt: skip
+    document = {
+        "format": st.just(1),
+        "asked": st.just("onnxruntime 1.0"),
+        "machine": st.fixed_dictionaries({
+            "cpu": st.just("a processor"), "cores": st.integers(1, 16) | batch, "platform": st.just("Linux"),
+        }),
+        "members": st.tuples(*members),
+        "rounds": st.just(3),
+        "first_stage": calls(added, fewest=0),
+        "later_stage": calls(added, fewest=0),
+    }  # fmt: skip
+    return st.fixed_dictionaries(document).map(lambda found: json.dumps(found).encode())

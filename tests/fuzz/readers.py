@@ -20,6 +20,7 @@ from orchestrator.errors import CommitteeError
 from orchestrator.planner.intervals import order_hint
 from orchestrator.planner.records import random_members, records_file_from_path, records_from_path
 from orchestrator.planner.replay import evaluate
+from orchestrator.planner.size import Demand, member_stage, sized, stages_of
 from orchestrator.rows.blocks import ColumnNames
 from orchestrator.rows.labels import MemberClasses
 from orchestrator.rows.named import named_rows
@@ -35,10 +36,11 @@ from orchestrator.spec import (
     json_from_cascade,
     manifest_from_path,
 )
+from orchestrator.spec.cascade import Fit
 from orchestrator.spec.manifest import json_from_manifest
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
 from orchestrator.spec.timing import json_from_timing, timing_from_path
-from tests.fuzz.documents import VALUES, archive, array_file, changed_bytes, changed_json
+from tests.fuzz.documents import VALUES, archive, array_file, changed_bytes, changed_json, timings
 
 CORPUS = Path(__file__).with_name("corpus")
 # A reader that says more has most likely printed the document.
@@ -94,7 +96,14 @@ def _file(data: bytes, ending: str) -> Iterator[Path]:
 
 
 def _timing(data: bytes) -> None:
+    """As `plan` and `size` read it; what was read can be sized."""
     _is_read_again(data, timing_from_path, json_from_timing)
+    with _file(data, ".json") as path:
+        timing = timing_from_path(path)
+    demand = Demand(rate=500.0, p99_ms=50.0, cores=timing.machine.cores, price=1.0)
+    for name, stages in (("plan", stages_of(_fitted_plan(), timing)), ("a", member_stage("a", timing))):
+        found = sized(name, stages, demand, one_at_once=name == "plan")
+        assert 0 < found.p50_ms <= found.p99_ms <= 50
 
 
 def _is_read_again(data: bytes, read: Callable[[Path], Any], write: Callable[[Any], str]) -> None:
@@ -133,6 +142,20 @@ def _plan_of(*names: str) -> CascadeSpec:
     stages = [Stage(members=(one,), threshold=0.5 if one is not members[-1] else None) for one in members]
     tensor = InputSpec(name="image", dtype="FP32", dims=(1, 8, 8))
     return CascadeSpec(name="plan", inputs=(tensor,), classes=3, combine="last", stages=tuple(stages))
+
+
+def _fitted_plan() -> CascadeSpec:
+    fit = Fit(
+        data_sha256="",
+        rows=10,
+        split="search",
+        target="",
+        accuracy=None,
+        accuracy_ci95=None,
+        exit_share=(0.7, 0.3),
+        mean_cost=1.0,
+    )
+    return dataclasses.replace(_plan_of("a", "b"), fit=fit)
 
 
 # First byte of a document of rows -> the ending of its file.
@@ -250,7 +273,7 @@ READERS = {
     for reader in (
         Reader(name="plan", read=_plan, documents=_json_documents),
         Reader(name="manifest", read=_manifest, documents=_json_documents),
-        Reader(name="timing", read=_timing, documents=_json_documents),
+        Reader(name="timing", read=_timing, documents=lambda corpus: _json_documents(corpus) | timings()),
         Reader(
             name="records",
             read=_records,
