@@ -8,8 +8,8 @@ import sys
 from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
-MOST_MODULES = 315
-MOST_LINES = 63_900
+MOST_MODULES = 319
+MOST_LINES = 64_410
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:
