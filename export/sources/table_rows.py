@@ -4,7 +4,7 @@ Some cells hold what models treat apart from all other numbers: an exact 0, a mi
 for a missing one, a category.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ import onnx
 from export.sources import Rows
 
 Range = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+# By column, its categories, and whether the classifier takes others, too.
+Categories = dict[int, tuple[npt.NDArray[np.float32], bool]]
 TREES = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
 # What classifiers keep of the rows they were fitted on, (m, f); the work of the first two is going through it.
 KEPT = ("_fit_X", "theta_", "support_vectors_", "means_")
@@ -31,18 +33,20 @@ def rows_around(
     and any two trees would agree on them. `ask` is the original; columns where it takes NaN have some.
     """
     centre, spread = _places([*_kept_ranges(classifier, count), *_ranges_in(graph, count)], count)
-    categories = _categories_in(graph)
+    # Trees of LightGBM take a number without its fraction for a category; none is ever given any.
+    categories: Categories = {column: (known, True) for column, known in _categories_in(graph).items()}
+    categories |= encoded_categories(classifier, list(range(count)))
     apart = np.array([0.0, *stand_ins(classifier)], np.float32)
 
     def numbers(rng: np.random.Generator, n: int) -> npt.NDArray[np.float32]:
         rows: npt.NDArray[np.float32] = (centre + spread * rng.normal(size=(n, count))).astype(np.float32)
         special = rng.random(rows.shape) < _APART
         rows[special] = rng.choice(apart, int(special.sum()))
-        for column, known in categories.items():
-            # Trees of LightGBM take a number without its fraction for a category; none is ever given any.
+        for column, (known, takes_others) in categories.items():
             rows[:, column] = rng.choice(known, n)
-            unknown = rng.random(n) < _UNKNOWN
-            rows[unknown, column] = rng.choice([-1, known.max() + 1, known.max() + 100], int(unknown.sum()))
+            unknown = rng.random(n) < _UNKNOWN * takes_others
+            others = np.setdiff1d([-1, known.max() + 1, known.max() + 100], known)
+            rows[unknown, column] = rng.choice(others, int(unknown.sum()))
         return rows
 
     missing = _columns_with_nan(ask, numbers(np.random.default_rng(0), 1))
@@ -77,6 +81,48 @@ def parts_of(classifier: Any) -> Iterator[Any]:
             held.extend(one)
         elif hasattr(one, "get_params") and not isinstance(one, type):
             yield from parts_of(one)
+
+
+def encoded_categories(part: Any, columns: Sequence[int] | None) -> Categories:
+    """The categories of columns that encoders read as they come; those that are no numbers are left out.
+
+    `columns` are those of the rows that a part of a classifier reads; None where a step before it made new ones.
+    """
+    found: Categories = {}
+    if columns is None:
+        return found
+    if hasattr(part, "categories_") and hasattr(part, "handle_unknown"):
+        for column, known in zip(columns, part.categories_, strict=True):
+            if np.asarray(known).dtype.kind in "fiu" and np.isfinite(known).any():
+                numbers = np.asarray(known, np.float32)
+                found[column] = numbers[np.isfinite(numbers)], part.handle_unknown != "error"
+    for one, read in _parts_with_columns(part, columns):
+        found |= encoded_categories(one, read)
+    return found
+
+
+def _parts_with_columns(part: Any, columns: Sequence[int]) -> Iterator[tuple[Any, Sequence[int] | None]]:
+    """The parts of a pipeline, a ColumnTransformer or a FeatureUnion, with the columns that each reads."""
+    read: Sequence[int] | None = columns
+    for _, one in getattr(part, "steps", ()):
+        yield one, read
+        # What fills in missing values leaves each column in its place; nothing else is known to.
+        read = read if type(one).__name__ == "SimpleImputer" else None
+    for _, one, places in getattr(part, "transformers_", ()):
+        if not isinstance(one, str):  # no "drop" or "passthrough"
+            yield one, [columns[place] for place in _columns_at(part, places)]
+    for _, one in getattr(part, "transformer_list", ()):
+        yield one, columns
+
+
+def _columns_at(transformer: Any, places: Any) -> list[int]:
+    """The columns that a part of a ColumnTransformer reads, which may be names, numbers, a slice or a mask."""
+    names = list(getattr(transformer, "feature_names_in_", ()))
+    listed = [places] if isinstance(places, str) else places
+    if not isinstance(listed, slice) and len(listed) and all(isinstance(one, str) for one in listed):
+        return [names.index(one) for one in listed]
+    chosen = np.arange(transformer.n_features_in_)[listed]
+    return [int(one) for one in np.atleast_1d(chosen)]
 
 
 def _kept_ranges(classifier: Any, count: int) -> list[Range]:

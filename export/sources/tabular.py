@@ -219,6 +219,9 @@ def _remedy(classifier: Any) -> str:
     texts = [one.model_to_string() for one in boosters if hasattr(one, "model_to_string")]
     if any("[zero_as_missing: 1]" in text for text in texts):
         return "fit it on NaN for what is missing; its conversion to ONNX does not keep zero_as_missing"
+    if any(np.any(getattr(part, "is_categorical_", False)) for part in table_rows.parts_of(classifier)):
+        said = "its conversion to ONNX compares categories as numbers"
+        return f"{said}: fit it without categorical_features, behind OneHotEncoder or OrdinalEncoder"
     if found := table_rows.stand_ins(classifier):
         said = ", ".join(f"{one:g}" for one in found)
         return f"fit it on NaN for what is missing; its conversion to ONNX may not keep {said} for that"

@@ -5,11 +5,12 @@ A backend that runs a batch as one call fails all of it for one row, and Triton'
 member's own batcher also merges the calls of several workers, so a call can fail for a row that was not in it.
 Therefore a refused call is made again while no other worker asks that member: whole, then in halves, and in the
 end twice more for rows that are still refused. Other cascades and clients go on meanwhile, so that a bad row of
-theirs can still fail one of ours, rarely. One bad row among n costs about 2 log2(n) further calls, and there is a
-bound:
+theirs can still fail one of ours, rarely. One bad row among n costs about 2 log2(n) further calls, any number of
+them fewer than 2n, and there is a bound:
 - While the member has answered no call it may itself be broken, and every further call is load on it: 31 calls,
   which suffice to find every good row among 16.
-- A member that has answered part of a batch is alive: calls for eight bad rows.
+- A member that has answered part of a batch is alive: 2n calls, which suffice to find every good row, and some to
+  ask again about eight bad ones.
 Rows left then fail without being asked about. A member that is not there is asked once and no more.
 
 A request is itself at fault where a member refuses its rows, answers others, and refuses its rows alone. The
@@ -267,9 +268,8 @@ class Gate:
             starts: further rows that a part begins with.
             answers_others: whether the member answers a row that is none of these.
         """
-        depth = (min(size, rows) - 1).bit_length()
-        # A bad row costs both halves at every level, and itself again at the end.
-        pieces = BatchPieces(room=max(CALLS_TO_SILENT, BAD_ROWS_OF_ALIVE * (2 * depth + REPEATS)))
+        # Each row by itself, and every part that it was in.
+        pieces = BatchPieces(room=max(CALLS_TO_SILENT, 2 * rows + BAD_ROWS_OF_ALIVE * REPEATS))
         refused = []
         for start, end in _parts(rows, size, starts):
             said: list[Rows] | Refusal = first if first and not start else self.beside_others(ask, start, end)

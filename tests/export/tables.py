@@ -9,12 +9,22 @@ import lightgbm
 import numpy as np
 import numpy.typing as npt
 import xgboost
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer, load_wine
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.decomposition import PCA
+from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_selection import SelectKBest
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import (
+    KBinsDiscretizer,
+    OneHotEncoder,
+    OrdinalEncoder,
+    PolynomialFeatures,
+    StandardScaler,
+)
 
 Table = tuple[npt.NDArray[np.float32], npt.NDArray[Any]]
 
@@ -78,3 +88,46 @@ def pickled(folder: Path, kind: str, table: Table) -> tuple[str, Any]:
     made = PICKLED[kind]().fit(*table)
     joblib.dump(made, folder / f"{kind}.joblib")
     return f"sklearn:{folder / kind}.joblib", made
+
+
+def with_categories() -> Table:
+    """400 rows of two classes: two columns of numbers, then a category from 0 to 4 and one of 10, 20 and 30."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(5, 1, (400, 4)).astype(np.float32)
+    rows[:, 2], rows[:, 3] = rng.integers(0, 5, 400), rng.choice([10, 20, 30], 400)
+    return rows, ((rows[:, 0] > 5) ^ np.isin(rows[:, 2], (1, 3)) ^ (rows[:, 3] == 20)).astype(int)
+
+
+def encoded(encoder: Any, last: Any, *, columns: Any = (2, 3), numbers: Any = "passthrough") -> Any:
+    """A pipeline that encodes the columns with categories, and does to the others what `numbers` says."""
+    chosen = columns if isinstance(columns, slice) else list(columns)
+    return make_pipeline(ColumnTransformer([("kinds", encoder, chosen)], remainder=numbers), last)
+
+
+ENCODED: dict[str, Callable[[], Any]] = {
+    "one-hot": lambda: encoded(OneHotEncoder(handle_unknown="ignore"), LogisticRegression()),
+    "one-hot, known alone": lambda: encoded(OneHotEncoder(), LogisticRegression()),
+    "one-hot, first dropped": lambda: encoded(OneHotEncoder(drop="first"), LogisticRegression()),
+    "one-hot of a slice": lambda: encoded(OneHotEncoder(), LogisticRegression(), columns=slice(2, None)),
+    "one-hot of a mask": lambda: encoded(OneHotEncoder(), LogisticRegression(), columns=np.arange(4) > 1),
+    "one-hot, numbers filled in and scaled": lambda: encoded(
+        OneHotEncoder(handle_unknown="ignore"),
+        LogisticRegression(),
+        numbers=make_pipeline(SimpleImputer(), StandardScaler()),
+    ),
+    "categories filled in": lambda: encoded(
+        make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder()), LogisticRegression()
+    ),
+    "ordinal": lambda: encoded(
+        OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
+        RandomForestClassifier(8, random_state=0),
+    ),
+    "ordinal, known alone": lambda: encoded(OrdinalEncoder(), HistGradientBoostingClassifier(max_iter=8)),
+    "everything in bins": lambda: make_pipeline(
+        KBinsDiscretizer(4, encode="onehot-dense", quantile_method="averaged_inverted_cdf"), LogisticRegression()
+    ),
+    "products": lambda: make_pipeline(StandardScaler(), PolynomialFeatures(2), LogisticRegression(max_iter=500)),
+    "chosen and projected": lambda: make_pipeline(
+        SelectKBest(k=3), PCA(2), GradientBoostingClassifier(n_estimators=8)
+    ),
+}

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
@@ -27,14 +27,17 @@ from orchestrator.repository.check import check
 from orchestrator.spec import TensorSpec, manifest_from_path
 from tests.export.tables import (
     ANSWERS,
+    ENCODED,
     PICKLED,
     TEXTS,
     Table,
+    encoded,
     pickled,
     small_lightgbm,
     small_xgboost,
     tumours,
     wine,
+    with_categories,
     words,
 )
 from tests.export.test_member_command import said
@@ -138,6 +141,43 @@ def test_categories_of_lightgbm_are_compared_as_categories(tmp_path: Path) -> No
     assert (drawn[:, 2] < 0).any(), "categories that it never saw"
     said_yes = scores(exported(tmp_path / "repository", source), rows)[:, 1]
     assert said_yes == pytest.approx(made.predict(rows), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+def test_pipelines_of_columns_say_what_they_said(tmp_path: Path, kind: str) -> None:
+    rows, labels = with_categories()
+    made = ENCODED[kind]().fit(rows, labels)
+    member = exported(tmp_path / "repository", stored(tmp_path, made))
+    assert scores(member, rows) == pytest.approx(made.predict_proba(rows), abs=1e-5)
+
+
+def test_encoded_columns_are_drawn_from_their_categories_and_others_only_where_the_encoder_takes_them(
+    tmp_path: Path,
+) -> None:
+    rows, labels = with_categories()
+    for handle, takes_others in (("ignore", True), ("error", False)):
+        made = encoded(OneHotEncoder(handle_unknown=handle), LogisticRegression()).fit(rows, labels)
+        drawn = identify(stored(tmp_path, made), ExportOptions()).load().rows(256, 1)
+        others = set(drawn[:, 2].tolist()) - {0, 1, 2, 3, 4}
+        assert others == ({-1, 5, 104} if takes_others else set())
+        assert {10, 20, 30} <= set(drawn[:, 3].tolist())
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: HistGradientBoostingClassifier(max_iter=8, categorical_features=[2]),
+         "compares categories as numbers: fit it without categorical_features, behind OneHotEncoder"),
+        (lambda: encoded(OneHotEncoder(min_frequency=90), LogisticRegression()),
+         "its converter to ONNX refuses (Infrequent categories"),
+    ],
+)  # fmt: skip
+def test_what_the_converter_does_not_keep_is_one_line_with_a_remedy(tmp_path: Path, make: Any, text: str) -> None:
+    source = stored(tmp_path, make().fit(*with_categories()))
+    code, out = said("member", source, "-o", str(tmp_path / "r"))
+    assert (code, out.count("\n")) == (2, 0)
+    assert text in out
+    assert not (tmp_path / "r" / "made").exists()
 
 
 def test_zeros_that_are_missing_values_are_refused(tmp_path: Path) -> None:

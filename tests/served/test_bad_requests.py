@@ -1,8 +1,11 @@
 """A bad request gets one clear line and its own code, and harms nobody, least of all those in its batch."""
 
 import asyncio
+import json
 import urllib.error
 import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,9 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from orchestrator.cli.batch import REFUSED
+from orchestrator.planner.replay import replay
+from tests.batch.fixtures import Batching
 from tests.served.asking import ask, client_of, refusal, until
 from tests.served.fixtures import ServedRepository, pending_of, sure_labels
 
@@ -174,3 +180,50 @@ def test_an_input_of_another_name_is_refused_by_name(testbed: ServedRepository) 
     ):
         client.infer("digits_cascade", [tensor], client_timeout=20)
     assert str(caught.value.status()) == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("stored", ["lists", "columns"])
+def test_bad_rows_of_a_table_are_refused_by_row_and_all_others_answered(
+    testbed: ServedRepository, tmp_path: Path, capsys: pytest.CaptureFixture[str], stored: str
+) -> None:
+    job = Batching(None, SimpleNamespace(address=testbed.server.grpc_address), tmp_path, capsys)  # type: ignore
+    (tmp_path / "repository").symlink_to(testbed.repository)
+    good = [image.ravel().tolist() for image in testbed.images[:6]]
+
+    def with_cell(value: object) -> list[object]:
+        return [*good[0][:9], value, *good[0][10:]]
+
+    bad = {
+        "null": with_cell(None),
+        "expected a number that float32 holds": with_cell("many"),
+        "got 1e+300": with_cell(1e300),
+        "NaN or infinity": with_cell(float("nan")),
+        "expected the model's [1, 8, 8]": [1.0, 2.0],
+        "got null, expected a value in every row": None,
+    }
+    if stored == "columns":
+        # A row of other cells is one of other columns, which are null.
+        bad = {words: cells for words, cells in bad.items() if cells is not None and len(cells) == 64}
+    rows = [*good[:2], *bad.values(), *good[2:]]
+    names = [f"p{place}" for place in range(64)]
+    lines = ({"image": cells} if stored == "lists" else dict(zip(names, cells, strict=True)) for cells in rows)
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"image": \n'
+    (tmp_path / "in.jsonl").write_text(text)
+    options = () if stored == "lists" else ("--columns", ",".join(names))
+    said = job.batch("in.jsonl", "out.npz", *options, code=REFUSED)
+    assert f"6 of {len(rows) + 1} rows answered, {len(bad) + 1} refused" in said
+    places = [*range(2), *range(2 + len(bad), len(rows))]
+    answers = job.answers()
+    assert answers["id"] == places
+    known = replay(testbed.specs["digits_cascade"], testbed.records)
+    assert answers["label"] == known.label[:6].tolist()
+    reasons = job.refused()
+    for place, words in enumerate([*bad, "no JSON"], 2):
+        reason = reasons[place if words != "no JSON" else len(rows)]
+        assert words in reason
+        assert "\n" not in reason
+    (tmp_path / "out.npz").unlink()
+    # What holds for every row is one line, and nothing is written.
+    (tmp_path / "in.jsonl").write_text(json.dumps({"pixels": good[0], "other": 1}) + "\n")
+    assert "expected a column image" in job.batch("in.jsonl", "out.npz", code=2)
+    assert not (tmp_path / "out.npz").exists()

@@ -203,3 +203,29 @@ def test_a_member_that_is_not_there_is_not_asked_again(server: EmbeddedServer) -
         else:
             assert not isinstance(answer, InferenceServerException), answer
     assert metrics_of(server, "lost")["asked_again_total gone"] == 0
+
+
+async def answers_at_once(server: EmbeddedServer, model: str, rows: npt.NDArray[np.float32]) -> list[Asked]:
+    """Each row as a request of its own, all in flight at the same time."""
+    async with client_of(server.grpc_address) as client:
+        asked = (ask(client, model, row[None]) for row in rows)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, InferenceServerException):
+            raise answer
+    return list(zip(rows[:, None], answers, strict=True))
+
+
+@pytest.mark.parametrize("hard", [False, True], ids=["stage 0", "stage 1"])
+def test_every_good_row_is_answered_however_many_of_its_batch_are_bad(server: EmbeddedServer, hard: bool) -> None:
+    rows = np.zeros((320, WIDTH), np.float32)
+    rows[:, 1] = 0.1 if hard else 9.0
+    rows[:, K + 2] = 9.0
+    # Every other row: no part of two rows or more is free of them.
+    rows[::2, 2 * K + hard] = 1.0
+    for asked, answer in asyncio.run(answers_at_once(server, "two_stages", rows)):
+        if expected(asked).marked.any():
+            assert isinstance(answer, InferenceServerException)
+        else:
+            assert not isinstance(answer, InferenceServerException), answer.message()
+            assert answer.label.tolist() == [2 if hard else 1]

@@ -236,7 +236,7 @@ def test_any_request_gets_beside_others_what_it_gets_alone(served_texts: ServedT
 
     async def said(client: aio.InferenceServerClient, model: str, tensors: Tensors) -> object:
         try:
-            # A batch of more bad rows is given up before every good one is found: UNAVAILABLE.
+            # In a batch of many bad rows not every one is asked about alone again: UNAVAILABLE.
             async with turns:
                 return await ask_tensors(client, model, tensors)
         except InferenceServerException as error:
