@@ -62,7 +62,7 @@ class TextTable:
     def cells(self, columns: Sequence[str]) -> Iterator[Any]:
         """The cells of some columns in order, a list for each row, or the DataError of a bad one; None is null."""
         for number, (line, record) in enumerate(_records(self.path)):
-            what = f"{self.path} row {number} (line {line})"
+            what = _place(self.path, number, line)
             if isinstance(record, DataError):
                 yield _named(what, record)
             else:
@@ -81,6 +81,10 @@ class _Cells(list[Any]):
         self.what = what
 
 
+def _place(path: Path, number: int, line: int) -> str:
+    return f"{path} row {number} (line {line})"
+
+
 def _named(what: str, error: DataError) -> DataError:
     return DataError(f"{what} {error.what}".rstrip(), got=error.got, expected=error.expected, fix=error.fix)
 
@@ -92,12 +96,18 @@ def text_table(path: Path) -> TextTable:
     total = 0
     if path.suffix.lower() in CSV_ENDINGS:
         names = dict.fromkeys(_header(path))
-    for _, record in _records(path):
-        total += 1
+    first: DataError | None = None
+    for line, record in _records(path):
         if isinstance(record, dict):
             names |= dict.fromkeys(record)
+        elif first is None:
+            first = _named(_place(path, total, line), record)
+        total += 1
     if not total:
         raise NoRowsError(f"{path}", got="no rows", expected="at least one")
+    if not names and first is not None:
+        # Not a row says what the columns are.
+        raise first
     return TextTable(path=path, names=tuple(names), total=total)
 
 

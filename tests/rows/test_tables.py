@@ -174,6 +174,13 @@ def test_rows_that_are_no_records_are_refused_alone_beside_ids_and_labels(
     ]
 
 
+def test_a_file_without_a_readable_row_says_what_is_wrong_with_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b'\n{"text": "cut \xc3"}\n{"text": \n')
+    with pytest.raises(DataError, match=r"in\.jsonl row 0 \(line 2\): got byte 0xc3 at 14, expected UTF-8"):
+        blocks(path, TEXT)
+
+
 def missing_numbers(path: Path) -> Path:
     """A table of three rows, of which the first lacks two of its numbers and the second none."""
     if path.suffix == ".csv":
