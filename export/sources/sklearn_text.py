@@ -1,6 +1,6 @@
 """Pipelines of scikit-learn that begin with the words of a text: as graphs on STRING that split it likewise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -119,9 +119,18 @@ def changes_of(classifier: Any) -> list[str]:
 def remedy_of(classifier: Any) -> str:
     """What may be done where the graph says something else."""
     vectorizer = classifier.steps[0][1]
+    if vectorizer.ngram_range[0] == 1 and (lacks := _lacking_words(vectorizer.vocabulary_)):
+        dropped = f"some of sequences it has ({', '.join(lacks[:3])}); max_df, min_df and max_features drop such"
+        return f"fit it on a vocabulary with every word, it lacks {dropped}"
     said = ["the usual token_pattern"] if vectorizer.token_pattern != _USUAL_PATTERN else []
     said += ["lowercase=False on texts in small letters"] if vectorizer.lowercase else []
     return f"fit it with {' or with '.join(said or ['settings that are usual'])}"
+
+
+def _lacking_words(vocabulary: Iterable[str]) -> list[str]:
+    """Words in a vocabulary's sequences that it lacks by themselves; the converter numbers those wrongly."""
+    known = set(vocabulary)
+    return sorted({word for one in known for word in one.split(" ")} - known)
 
 
 def words_work(graph: onnx.GraphProto) -> float | None:

@@ -180,6 +180,23 @@ def test_what_the_converter_does_not_keep_is_one_line_with_a_remedy(tmp_path: Pa
     assert not (tmp_path / "r" / "made").exists()
 
 
+def test_sequences_whose_words_the_vocabulary_lacks_are_refused_and_others_are_not(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdefghijkl"), 6)) for _ in range(60)]
+    texts = [text.replace(" ", "x ") + "x" for text in texts]
+
+    def made(**settings: Any) -> str:
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), **settings)
+        classifier = make_pipeline(vectorizer, LogisticRegression(C=100)).fit(texts, rng.integers(0, 2, 60))
+        return stored(tmp_path, classifier)
+
+    exported(tmp_path / "repository", made(max_features=30))
+    code, out = said("member", made(max_df=0.4), "-o", str(tmp_path / "r"))
+    assert (code, out.count("\n")) == (2, 0)
+    assert "parity: got batch 1" in out
+    assert "it lacks some of sequences it has (" in out
+
+
 def test_zeros_that_are_missing_values_are_refused(tmp_path: Path) -> None:
     rows, labels = with_gaps()
     rows = np.nan_to_num(rows, nan=0)
