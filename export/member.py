@@ -287,6 +287,7 @@ def _manifest(
         in_graph=in_graph,
         original=dict(loaded.original),
         length=length,
+        columns=loaded.columns,
         options=plan.settings(),
         versions={**loaded.versions, "onnx": onnx.__version__, "onnxruntime": installed_version()},
         processor_flags=processor_flags_of(model),

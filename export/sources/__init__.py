@@ -102,6 +102,7 @@ class LoadedModel:
     own_processor: Callable[[Rows], Rows] | None = None  # uint8 (n, c, H, W) -> float32 (n, c, h, w)
     own_processor_name: str = ""  # what it is
     labels: tuple[str, ...] | None = None  # class names in order, if known
+    columns: tuple[str, ...] = ()  # names of the columns it was fitted on, in order, if it knows them
     reference: Callable[[Rows], Rows] | None = None  # the original, (n, *dims) -> (n, k), if not the network
     remedy: str | None = None  # what its user may do where the graph says something else than the original
     versions: Mapping[str, str] = field(default_factory=dict)  # of the packages it came through

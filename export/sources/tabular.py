@@ -162,6 +162,7 @@ def _loaded(classifier: Any, subject: str, options: ExportOptions) -> LoadedMode
         remedy=_remedy(classifier),
         versions=_versions(classifier),
         original=loaded.original,
+        columns=_columns(classifier),
     )
 
 
@@ -256,6 +257,17 @@ def _feature_count(classifier: Any, subject: str) -> int:
         got = f"{type(classifier).__name__} without n_features_in_"
         raise ExportError(subject, got=got, expected="a classifier that was fitted on an array of numbers")
     return int(found)
+
+
+def _columns(classifier: Any) -> tuple[str, ...]:
+    """The names of the columns it was fitted on, in order; none where its package made them up."""
+    found = getattr(classifier, "feature_names_in_", None)
+    if type(classifier).__name__ == "Booster":
+        found = classifier.feature_name()
+    elif type(classifier).__name__ == "XGBClassifier":
+        found = classifier.get_booster().feature_names
+    names = tuple(map(str, () if found is None else found))
+    return () if names == tuple(f"Column_{place}" for place in range(len(names))) else names
 
 
 def _converted(classifier: Any, count: int) -> onnx.ModelProto:

@@ -5,7 +5,7 @@ A file, .parquet or .npz, and its refused rows as JSON lines appear whole or not
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from orchestrator.errors import ClientError, CommitteeError, DataError, SpecErro
 from orchestrator.predictor.asking import BlockOutcome
 from orchestrator.predictor.predictor import Predictor
 from orchestrator.progress import Advance, Progress, no_progress
-from orchestrator.repository.index import cascade_in, picture_reader
+from orchestrator.repository.index import cascade_in, picture_reader, trained_columns
 from orchestrator.rows.blocks import ColumnNames, RowBlock, StoredRows, gathered
 from orchestrator.rows.opening import stored_rows
 from orchestrator.rows.remote import local_copy
@@ -93,8 +93,9 @@ def run_batch(job: BatchJob, *, progress: Progress = no_progress) -> BatchCount:
     """
     with contextlib.closing(job.predictor) as predictor:
         reader = picture_reader(job.repository, predictor.info)
+        columns = replace(job.columns, trained=trained_columns(job.repository, predictor.info))
         with local_copy(job.source) as source:
-            rows = stored_rows(source, predictor.info, columns=job.columns, read_picture=reader)
+            rows = stored_rows(source, predictor.info, columns=columns, read_picture=reader)
             check_kept(rows, job.output)
             count = (_into_folder if job.into_folder else _into_file)(job, rows, progress)
         count.total = rows.total

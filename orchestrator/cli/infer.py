@@ -36,7 +36,7 @@ from orchestrator.commandline import with_options
 from orchestrator.decision import Policy
 from orchestrator.errors import ClientError, RepositoryError
 from orchestrator.planner.replay import StageExplanation, explain_rows
-from orchestrator.repository.index import cascade_in, labels_in, picture_reader
+from orchestrator.repository.index import cascade_in, labels_in, picture_reader, trained_columns
 from orchestrator.rows.blocks import ColumnNames
 from orchestrator.rows.named import NamedRow, named_rows
 from orchestrator.spec import CascadeSpec
@@ -125,7 +125,12 @@ def infer(
         ignored = parameters_from_policy(policy)
         if ignored and not info.has_stages:
             typer.echo(f"note: {info.name} has no stages and ignores {', '.join(ignored)}", err=True)
-        named = ColumnNames(text=text, columns=listed_names(columns), missing_as_nan=missing_as_nan)
+        named = ColumnNames(
+            text=text,
+            columns=listed_names(columns),
+            missing_as_nan=missing_as_nan,
+            trained=trained_columns(repository, info),
+        )
         rows = named_rows(sources, info, read_picture=picture_reader(repository, info), columns=named)
         for said in dict.fromkeys(note for row in rows for note in row.notes):
             typer.echo(f"note: {with_options(said)}", err=True)

@@ -47,6 +47,7 @@ from orchestrator.rows.blocks import (
 from orchestrator.rows.labels import MemberClasses, class_map_from_path
 from orchestrator.rows.opening import row_source
 from orchestrator.rows.pictures import reader_for
+from orchestrator.spec.manifest import one_order
 
 Scores = npt.NDArray[np.float32]
 # A shard is written after so many bytes of scores, or after so many seconds or this share of the time spent so
@@ -237,7 +238,8 @@ def source_for(pool: RecordingPool, options: RecordOptions) -> RowSource:
         first_label=options.first_label,
     )
     reader = reader_for(pool.info, pool.preprocess)
-    return row_source(options.data, pool.info, classes=classes, read_picture=reader, columns=options.columns)
+    columns = dataclasses.replace(options.columns, trained=one_order(pool.manifests))
+    return row_source(options.data, pool.info, classes=classes, read_picture=reader, columns=columns)
 
 
 def record_job(

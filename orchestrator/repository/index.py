@@ -22,7 +22,7 @@ from orchestrator.spec.answer import first_misplaced, first_unlike, names_from_t
 from orchestrator.spec.cascade import PLAN
 from orchestrator.spec.deriving import is_deriving
 from orchestrator.spec.documents import text_from_path
-from orchestrator.spec.manifest import MANIFEST
+from orchestrator.spec.manifest import MANIFEST, one_order
 from orchestrator.spec.served_model import ModelInfo
 from orchestrator.spec.triton import BACKEND_OF_FILE, backend_of, served_versions, usual_file, versions_in
 
@@ -300,6 +300,14 @@ def preprocess_in(repository: Path, model: str, version: int | None) -> Preproce
         got, fix = "no `preprocess` section in its description", "write one, or send rows as .npy"
         raise InputError(f"pictures for model {model}", got=got, fix=fix)
     return found
+
+
+def trained_columns(repository: Path, info: ModelInfo) -> tuple[str, ...]:
+    """The columns that a model, or the members of a cascade, were fitted on, in order; see `one_order`."""
+    spec = cascade_in(repository, info.name, info.version)
+    names = [info.name] if spec is None else [member.name for member in spec.members]
+    paths = {name: repository / name / MANIFEST for name in names}
+    return one_order({name: manifest_from_path(path) for name, path in paths.items() if path.is_file()})
 
 
 def picture_reader(repository: Path, info: ModelInfo) -> ReadPicture:

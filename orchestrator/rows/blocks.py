@@ -38,6 +38,7 @@ class ColumnNames:
         column: what the model takes.
         text: what its only input of text takes; INPUT=COLUMN with commas for one that has several.
         columns: of numbers, one for each number of its only input of numbers.
+        trained: names of the columns that the model was fitted on, in order; none where nobody knows.
         group_column: which rows belong together; no name is usual for that.
         keep_columns: carried into the answers as they are.
         missing_as_nan: empty cells and nulls of inputs of floating-point numbers are NaN.
@@ -49,6 +50,7 @@ class ColumnNames:
     id_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
+    trained: tuple[str, ...] = ()
     keep_columns: tuple[str, ...] = ()
     missing_as_nan: bool = False
 
@@ -73,7 +75,8 @@ class ColumnNames:
 
         Raises DataError where the file does not have what the caller named.
         """
-        for argument, asked in {**vars(self), "text": tuple(self.texts(names).values())}.items():
+        wanted = {**vars(self), "text": tuple(self.texts(names).values()), "trained": ()}
+        for argument, asked in wanted.items():
             for name in asked if isinstance(asked, tuple) else (asked,):
                 if isinstance(name, str) and name not in names:
                     got = f"{kind} {', '.join(names) or 'none'}"

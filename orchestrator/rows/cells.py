@@ -111,11 +111,7 @@ def tensor_columns(
     given: dict[str, tuple[str, ...]] = {
         tensor: (column,) for tensor, column in text_columns(info, columns, names).items()
     }
-    numbers = [tensor for tensor in info.inputs if not tensor.is_text]
-    if columns.columns and len(numbers) != 1:
-        fix = "name columns as the inputs are named" if numbers else "leave out `columns`"
-        raise _not_for(info, "one input of numbers", fix)
-    given |= {numbers[0].name: columns.columns} if columns.columns else {}
+    given |= _number_columns(what, info, columns, names)
     return tuple(
         TensorColumns(
             tensor=tensor.name,
@@ -132,7 +128,7 @@ def order_notes(tensors: Sequence[TensorColumns], columns: ColumnNames) -> tuple
         f"input {one.tensor} is {', '.join(one.columns[:LISTED_COLUMNS])}"
         f"{', ...' if len(one.columns) > LISTED_COLUMNS else ''}, in this order; `record.columns` names another"
         for one in tensors
-        if len(one.columns) > 1 and one.columns != columns.columns
+        if len(one.columns) > 1 and one.columns not in (columns.columns, columns.trained)
     )
 
 
@@ -151,6 +147,34 @@ def text_columns(info: ModelInfo, columns: ColumnNames, names: Sequence[str]) ->
         others = ", ".join(name for name in named if name and name not in texts)
         raise _not_for(info, f"inputs of text {others}" if others else "one input of text", fix)
     return named
+
+
+def _number_columns(
+    what: str, info: ModelInfo, columns: ColumnNames, names: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """The only input of numbers -> the columns that the caller named for it, or else those it was fitted on."""
+    numbers = [tensor for tensor in info.inputs if not tensor.is_text]
+    if columns.columns and len(numbers) != 1:
+        fix = "name columns as the inputs are named" if numbers else "leave out `columns`"
+        raise _not_for(info, "one input of numbers", fix)
+    trained = columns.trained
+    if columns.columns:
+        if columns.columns != trained and set(columns.columns) == set(trained):
+            raise _other_columns(what, columns.columns, trained, fix="name them so, or leave out `columns`")
+        return {numbers[0].name: columns.columns}
+    is_for_one = len(info.inputs) == 1 and not info.inputs[0].is_text and columns.column is None
+    if not is_for_one or math.prod(numbers[0].shape[1:]) != len(trained):
+        return {}
+    if set(trained) <= set(names):
+        return {numbers[0].name: trained}
+    if len(columns.others(names)) > 1 and not {numbers[0].name, *USUAL_ROWS} & set(names):
+        raise _other_columns(what, names, trained, fix="see `columns`")
+    return {}
+
+
+def _other_columns(what: str, got: Sequence[str], trained: Sequence[str], *, fix: str) -> DataError:
+    expected = f"those it was fitted on, in this order: {','.join(trained[:LISTED_COLUMNS])}"
+    return DataError(what, got=f"columns {','.join(got[:LISTED_COLUMNS])}", expected=expected, fix=fix)
 
 
 def _not_for(info: ModelInfo, expected: str, fix: str) -> DataError:

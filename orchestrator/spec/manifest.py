@@ -1,6 +1,7 @@
 """What the export writes down of every member, `<member>/manifest.json`: reading and writing it."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,6 +134,8 @@ class Manifest:
     # facts about the ONNX file a member was made from: its version, opsets, tensor names, changes
     original: dict[str, Any] = field(default_factory=dict)
     length: RowLength | None = None  # where some dim of an input is -1
+    # names of the columns that its numbers are, in order, where it was fitted on named ones
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         faults = Faults(f"manifest {self.name}")
@@ -159,11 +162,15 @@ class Manifest:
                 faults.integer(key, getattr(self, key), low=1, high=most)
         faults.sha256("sha256", self.sha256)
         faults.class_names("labels", self.labels or ())
-        for index, flag in enumerate(self.processor_flags):
-            faults.text(f"processor_flags[{index}]", flag)
+        self._check_texts(faults)
         for version, proof in self.runtimes.items() if isinstance(self.runtimes, dict) else ():
             faults.check(f"runtimes.{version}", _is_proof(proof), f"got {shown(proof)}, expected {_PROOF}")
         faults.close()
+
+    def _check_texts(self, faults: Faults) -> None:
+        for key, texts in (("columns", self.columns), ("processor_flags", self.processor_flags)):
+            for index, text in enumerate(texts):
+                faults.text(f"{key}[{index}]", text)
 
     @property
     def takes_one_dense_tensor(self) -> bool:
@@ -196,6 +203,22 @@ def _is_proof(value: object) -> bool:
     return bool(found) and all(found)
 
 
+def one_order(manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
+    """The columns that models were fitted on, in order; none where no manifest names any.
+
+    Raises:
+        SpecError: two name them in different orders, or other ones.
+    """
+    known = {name: manifest.columns for name, manifest in manifests.items() if manifest.columns}
+    first = next(iter(known), "")
+    for name, columns in known.items():
+        if columns != known[first]:
+            got = f"columns {','.join(columns)} of {name}, {','.join(known[first])} of {first}"
+            message = f"got {got}, expected one order for all"
+            raise SpecError("members", {"columns": message}, fix="fit them on the same columns")
+    return known.get(first, ())
+
+
 def manifest_from_path(path: Path) -> Manifest:
     """The manifest a file holds.
 
@@ -218,10 +241,16 @@ def manifest_from_path(path: Path) -> Manifest:
     length = object_of(RowLength, macs_coefficients=VALUES)
     convert = {"inputs": array_of(tensor), "output": tensor, "preprocess": object_of(Preprocess)}
     return built(
-        Manifest, value, str(path), {**convert, "labels": VALUES, "processor_flags": VALUES, "length": length}
+        Manifest,
+        value,
+        str(path),
+        {**convert, "labels": VALUES, "processor_flags": VALUES, "columns": VALUES, "length": length},
     )
 
 
 def json_from_manifest(manifest: Manifest) -> str:
     """The text of manifest.json; equal manifests give equal bytes."""
-    return text_from_json({"format": MANIFEST_FORMAT, **dataclasses.asdict(manifest)})
+    value = dataclasses.asdict(manifest)
+    if not manifest.columns:
+        del value["columns"]
+    return text_from_json({"format": MANIFEST_FORMAT, **value})

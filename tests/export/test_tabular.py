@@ -9,6 +9,7 @@ import joblib
 import lightgbm
 import numpy as np
 import onnxruntime
+import pandas as pd
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, RandomForestRegressor
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
@@ -23,8 +24,10 @@ from sklearn.tree import DecisionTreeClassifier
 
 from export.sources import ExportOptions, identify
 from orchestrator.pbtxt import config_from_path
+from orchestrator.planner.records import records_from_path
 from orchestrator.repository.check import check
 from orchestrator.spec import TensorSpec, manifest_from_path
+from tests.commands import printed_by
 from tests.export.tables import (
     ANSWERS,
     ENCODED,
@@ -178,6 +181,29 @@ def test_what_the_converter_does_not_keep_is_one_line_with_a_remedy(tmp_path: Pa
     assert (code, out.count("\n")) == (2, 0)
     assert text in out
     assert not (tmp_path / "r" / "made").exists()
+
+
+@pytest.mark.parametrize("kind", ["linear", "lightgbm", "xgboost"])
+def test_columns_are_read_by_the_names_a_classifier_was_fitted_on(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, labels = wine()
+    names = [f"feature_{place}" for place in range(rows.shape[1])]
+    frame = pd.DataFrame(rows, columns=names)
+    made = small_xgboost() if kind == "xgboost" else PICKLED[kind]()
+    source = stored(tmp_path, made.fit(frame, labels))
+    member = exported(tmp_path / "repository", source)
+    assert manifest_from_path(member / "manifest.json").columns == tuple(names)
+    assert check(member.parent)
+    frame["label"] = labels
+    frame[[*names[5:], "label", *names[:5]]].to_csv(tmp_path / "in.csv", index=False)
+    words = ["record", "made", "--data", tmp_path / "in.csv", "--repository", member.parent]
+    printed = printed_by([*words, "-o", tmp_path / "out.npz"], capsys)
+    assert "in this order" not in printed
+    assert records_from_path(tmp_path / "out.npz").outputs["made"] == pytest.approx(scores(member, rows), abs=1e-6)
+    said = printed_by([*words, "--columns", ",".join(names[::-1]), "-o", tmp_path / "no.npz"], capsys, code=2)
+    assert "expected those it was fitted on, in this order: feature_0,feature_1" in said
+    assert not (tmp_path / "no.npz").exists()
 
 
 def test_sequences_whose_words_the_vocabulary_lacks_are_refused_and_others_are_not(tmp_path: Path) -> None:

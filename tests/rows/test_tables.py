@@ -102,6 +102,23 @@ def test_labels_and_ids_go_with_the_rows_and_a_limit_picks_among_them(tmp_path: 
     assert [row for block in pieces for row in block.rows.tolist()] == [[b"t4"], [b"t5"], [b"t9"]]
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_columns_come_in_the_order_that_the_model_was_fitted_on(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / f"in.{ending}", [{"c": 3.0, "id": 7, "a": 1.0, "b": 2.0, "label": 0}])
+    trained = ColumnNames(trained=("a", "b", "c"))
+    assert values(path, NUMBERS, columns=trained) == [[1, 2, 3]]
+    assert stored_rows(path, model(NUMBERS), columns=trained, read_picture=lambda d, w: d).notes == ()
+    with pytest.raises(
+        DataError, match="got columns c,a,b, expected those it was fitted on, in this order: a,b,c"
+    ):
+        blocks(path, NUMBERS, columns=ColumnNames(trained=("a", "b", "c"), columns=("c", "a", "b")))
+    with pytest.raises(DataError, match="in this order: a,b,d; see `columns`"):
+        blocks(path, NUMBERS, columns=ColumnNames(trained=("a", "b", "d")))
+    # Whoever names other columns knows what they are.
+    named = ColumnNames(trained=("x", "y", "z"), columns=("c", "a", "b"))
+    assert values(path, NUMBERS, columns=named) == [[3, 1, 2]]
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "npz"])
 def test_groups_go_with_the_rows_and_every_row_has_one(tmp_path: Path, ending: str) -> None:
     rows = [{"text": f"t{n}", "patient": f"p{n // 3}", "ward": n // 5} for n in range(10)]
