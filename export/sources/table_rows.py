@@ -109,20 +109,12 @@ def _parts_with_columns(part: Any, columns: Sequence[int]) -> Iterator[tuple[Any
         # What fills in missing values leaves each column in its place; nothing else is known to.
         read = read if type(one).__name__ == "SimpleImputer" else None
     for _, one, places in getattr(part, "transformers_", ()):
-        if not isinstance(one, str):  # no "drop" or "passthrough"
-            yield one, [columns[place] for place in _columns_at(part, places)]
+        numbers = np.atleast_1d(places) if isinstance(places, list | np.ndarray | int) else np.zeros(0)
+        # No "drop" or "passthrough"; the converter takes columns by their numbers alone.
+        if not isinstance(one, str) and numbers.dtype.kind == "i":
+            yield one, [columns[place] for place in numbers]
     for _, one in getattr(part, "transformer_list", ()):
         yield one, columns
-
-
-def _columns_at(transformer: Any, places: Any) -> list[int]:
-    """The columns that a part of a ColumnTransformer reads, which may be names, numbers, a slice or a mask."""
-    names = list(getattr(transformer, "feature_names_in_", ()))
-    listed = [places] if isinstance(places, str) else places
-    if not isinstance(listed, slice) and len(listed) and all(isinstance(one, str) for one in listed):
-        return [names.index(one) for one in listed]
-    chosen = np.arange(transformer.n_features_in_)[listed]
-    return [int(one) for one in np.atleast_1d(chosen)]
 
 
 def _kept_ranges(classifier: Any, count: int) -> list[Range]:

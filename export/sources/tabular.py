@@ -132,6 +132,11 @@ def _loaded(classifier: Any, subject: str, options: ExportOptions) -> LoadedMode
             subject, got="`random_weights`", expected="the classifier of the file", fix="leave it out"
         )
     _require_classes(classifier, subject)
+    _require_ignoring(classifier, subject)
+    columns = _columns(classifier)
+    if type(classifier).__name__ == "XGBClassifier":
+        # Its converter knows no names but f0, f1 and so on.
+        classifier.get_booster().feature_names = None
     ask = _probabilities_of(classifier, subject)
     if sklearn_text.reads_text(classifier):
         return _loaded_text(classifier, ask, subject, options)
@@ -162,7 +167,7 @@ def _loaded(classifier: Any, subject: str, options: ExportOptions) -> LoadedMode
         remedy=_remedy(classifier),
         versions=_versions(classifier),
         original=loaded.original,
-        columns=_columns(classifier),
+        columns=columns,
     )
 
 
@@ -212,6 +217,18 @@ def _require_classes(classifier: Any, subject: str) -> None:
         got = f"trees with the objective {found}"
         fix = "train them with one of these"
         raise ExportError(subject, got=got, expected=f"a classifier: {', '.join(_OBJECTIVES)}", fix=fix)
+
+
+def _require_ignoring(classifier: Any, subject: str) -> None:
+    """Raises ExportError for one-hot encoders whose graphs fail for a batch with a category they do not know."""
+    parts = list(table_rows.parts_of(classifier))
+    # KBinsDiscretizer has one for its bins, in one of which any number lies.
+    of_bins = [getattr(part, "_encoder", None) for part in parts]
+    for part in parts:
+        is_strict = type(part).__name__ == "OneHotEncoder" and part.handle_unknown == "error"
+        if is_strict and not any(part is one for one in of_bins):
+            got, expected = "OneHotEncoder with handle_unknown='error'", "one that takes every category"
+            raise ExportError(subject, got=got, expected=expected, fix="fit it with handle_unknown='ignore'")
 
 
 def _remedy(classifier: Any) -> str:
@@ -369,6 +386,9 @@ def _work(graph: onnx.GraphProto, classifier: Any, count: int) -> tuple[float | 
         return levels, "levels of the trees, the deepest path of each: comparisons"
     if any(hasattr(classifier, name) for name in table_rows.KEPT[:2]):
         return float(table_rows.kept_rows(classifier, count)[0].size), "values that a row is compared with"
+    if any(hasattr(step, "transformers_") for step in _steps(classifier)):
+        # onnx does not infer the sizes of what a ColumnTransformer puts together.
+        return sklearn_text.words_work(graph), "coefficients of a linear model; making its columns is not counted"
     return None, ""
 
 

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
@@ -158,10 +158,14 @@ def test_encoded_columns_are_drawn_from_their_categories_and_others_only_where_t
     tmp_path: Path,
 ) -> None:
     rows, labels = with_categories()
-    for handle, takes_others in (("ignore", True), ("error", False)):
-        made = encoded(OneHotEncoder(handle_unknown=handle), LogisticRegression()).fit(rows, labels)
+    for encoder, takes_others in (
+        (OneHotEncoder(handle_unknown="ignore"), True),
+        (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), True),
+        (OrdinalEncoder(), False),
+    ):
+        made = encoded(encoder, DecisionTreeClassifier()).fit(rows, labels)
         drawn = identify(stored(tmp_path, made), ExportOptions()).load().rows(256, 1)
-        others = set(drawn[:, 2].tolist()) - {0, 1, 2, 3, 4}
+        others = set(drawn[np.isfinite(drawn[:, 2]), 2].tolist()) - {0, 1, 2, 3, 4}
         assert others == ({-1, 5, 104} if takes_others else set())
         assert {10, 20, 30} <= set(drawn[:, 3].tolist())
 
@@ -171,7 +175,9 @@ def test_encoded_columns_are_drawn_from_their_categories_and_others_only_where_t
     [
         (lambda: HistGradientBoostingClassifier(max_iter=8, categorical_features=[2]),
          "compares categories as numbers: fit it without categorical_features, behind OneHotEncoder"),
-        (lambda: encoded(OneHotEncoder(min_frequency=90), LogisticRegression()),
+        (lambda: encoded(OneHotEncoder(), LogisticRegression()), "fit it with handle_unknown='ignore'"),
+        (lambda: encoded(
+            OneHotEncoder(min_frequency=90, handle_unknown="infrequent_if_exist"), LogisticRegression()),
          "its converter to ONNX refuses (Infrequent categories"),
     ],
 )  # fmt: skip
