@@ -243,7 +243,7 @@ def _number(name: str, cell: Cell, form: RowForm) -> float | int:
     if not isinstance(cell, (bool, int, float)):
         expected = f"a number that {dtype} holds" if dtype.kind == "f" else "a number"
         fix = _missing_fix(form) if cell is None or cell == "" else None
-        raise DataError(name, got=shown(cell), expected=expected, fix=fix)
+        raise DataError(name, got="null" if cell is None else shown(cell), expected=expected, fix=fix)
     if dtype.kind == "f":
         if not _is_held(cell, dtype):
             raise DataError(name, got=shown(cell), expected=f"a number that {dtype} holds")
