@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from perf.__main__ import app
 from perf.studies.clock import command
-from perf.studies.clock.command import HERE, md_from_results, outcome_of
+from perf.studies.clock.command import HERE, is_disturbed, md_from_results, outcome_of
 from perf.studies.clock.run import OtherWork, mixed_rows, quietest
 
 
@@ -117,7 +117,10 @@ def test_what_was_measured_is_kept_and_not_measured_again(tmp_path: Path, monkey
         asked.append(name)
         if name == "glyphs" and len(asked) == 2:
             raise KeyboardInterrupt
-        return {**results()["parts"]["digits"], "points": [point(1.0, committee=name)]}
+        return {
+            **results()["parts"]["digits"],
+            "points": [point(1.0, committee=name, measured={"ms": 2.0, "rival_ms": 5.0, "others_cores": 0.1})],
+        }
 
     monkeypatch.setattr(command, "_measured", measured)
     words = ["clock", "--quick", "--only", "digits", "--only", "glyphs", "--output", str(tmp_path), "--json"]
@@ -128,3 +131,12 @@ def test_what_was_measured_is_kept_and_not_measured_again(tmp_path: Path, monkey
     assert {path.name for path in tmp_path.glob("clock.*")} == {"clock.md", "clock.json", "clock.png"}
     CliRunner().invoke(app, [*words, "--again"])
     assert asked[3:] == ["digits", "glyphs"]
+
+
+def test_a_committee_that_other_work_disturbed_is_measured_anew() -> None:
+    part = results()["parts"]["digits"]
+    quiet = {**part, "points": [point(1.0, measured={"others_cores": 0.1})]}
+    assert not is_disturbed(quiet)
+    assert is_disturbed(part), "half a core at a rate"
+    assert is_disturbed({**quiet, "machine": {"cores_in_use": 1.0}})
+    assert not is_disturbed(results()["parts"][HERE]), "its times are processor time"
