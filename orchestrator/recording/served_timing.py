@@ -147,7 +147,7 @@ def own_server(members: Sequence[str], repository: Path, *, derive: Sequence[str
         folder = Path(temporary)
         for name in (*members, *derive):
             copy_model(repository / name, folder / name)
-        cascades = _cascades(members, repository, derive)
+        cascades = cascades_of(members, repository, derive)
         for spec in cascades.values():
             render(spec, folder, standalone=True)
         write_all(folder / PASS_THROUGH, _pass_through(cascades[FIRST]))
@@ -169,11 +169,15 @@ def _asked(cascades: Mapping[str, CascadeSpec]) -> dict[str, tuple[str, Policy |
     return asked
 
 
-def _cascades(members: Sequence[str], repository: Path, derive: Sequence[str]) -> dict[str, CascadeSpec]:
+def cascades_of(members: Sequence[str], repository: Path, derive: Sequence[str]) -> dict[str, CascadeSpec]:
     """By what they show, cascades of the two members that take the least; of one member without later stages."""
     manifests = {name: manifest_from_path(repository / name / MANIFEST) for name in members}
     two = sorted(manifests.values(), key=lambda one: (one.macs, one.name))[:2]
-    asked = tuple(Member(name=one.name, output=one.output.name, output_kind=one.output_kind) for one in two)
+    # Without a hash no member is run in process.
+    asked = tuple(
+        Member(name=one.name, output=one.output.name, output_kind=one.output_kind, sha256=one.sha256)
+        for one in two
+    )
     stages = tuple(Stage(members=(one,)) for one in asked)
     spec = CascadeSpec(name="timed", inputs=(UNKNOWN_INPUT,), classes=two[0].output.dims[0], stages=stages)
     spec = adopted_spec(spec, {one.name: facts_of_manifest(one) for one in two})

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from orchestrator.__main__ import run
-from orchestrator.recording.served_timing import FIRST, LATER, PASSED, RARE, parts_of, paused_requests
+from orchestrator.recording.served_timing import (
+    FIRST,
+    FIRST_HERE,
+    LATER,
+    LATER_HERE,
+    PASSED,
+    RARE,
+    cascades_of,
+    parts_of,
+    paused_requests,
+)
 from orchestrator.recording.timing import call_time, measured_rounds
 from orchestrator.spec.timing import timing_from_path
 from tests.recording.builders import NAMES, write_folder, write_member
@@ -78,6 +88,14 @@ def test_what_a_pause_adds_is_the_first_stage_s_and_what_a_later_one_has_beyond_
     assert [one.later_ms for one in said] == pytest.approx([0.2 * one.pause_ms for one in said])
     assert [one.rare_ms for one in said] == pytest.approx([1000] * len(said))
     assert paused_requests({}, {}, rounds=1) == ()
+
+
+def test_cascades_that_are_timed_in_process_can_be(repository: Path) -> None:
+    made = cascades_of(["small", "large"], repository, ())
+    here = [spec.members_in_process for key, spec in made.items() if key in (FIRST_HERE, LATER_HERE)]
+    assert [len(members) for members in here] == [2, 2]
+    assert all(one.sha256 is not None for members in here for one in members), "else their models are called"
+    assert list(cascades_of(["small"], repository, ())) == [FIRST, FIRST_HERE]
 
 
 def test_members_are_timed_at_the_batches_they_take(repository: Path, tmp_path: Path) -> None:
