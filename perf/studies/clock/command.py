@@ -19,14 +19,14 @@ from perf.harness.machine import commit_here, cores_in_use_now, machine_here, wr
 from perf.harness.report import draw_plots, markdown_table, progress_shown, show
 from perf.studies.clock.committees import COMMITTEES, committee_of
 from perf.studies.clock.in_process import InProcessEffort, in_process
-from perf.studies.clock.run import BATCHES, EPSILON, SHARES, Effort, measured_committee, plans_of, timing_of
+from perf.studies.clock.run import BATCHES, EPSILON, SHARES, ClockEffort, measured_committee, plans_of, timing_of
 from perf.studies.reproduce.evaluate import TimingLoad
 
 PAGE = Path("docs/clock.md")
 # What is held to the goal: so many of the plans within these ratios.
 LOW, HIGH, GOAL = 0.9, 1.1, 0.9
-WHOLE = Effort(timing_rounds=9, slot_s=0.02, passes=5, pass_s=0.6, window_s=3.0)
-QUICK = Effort(timing_rounds=5, slot_s=0.02, passes=3, pass_s=0.5, window_s=1.5)
+WHOLE = ClockEffort(timing_rounds=9, slot_s=0.02, passes=5, pass_s=0.6, window_s=3.0)
+QUICK = ClockEffort(timing_rounds=5, slot_s=0.02, passes=3, pass_s=0.5, window_s=1.5)
 _BATCHES_TIMED = (1, 2, 4, 8, 16, 32)
 WHOLE_HERE = InProcessEffort(
     rows=None,
@@ -126,7 +126,7 @@ def _kept(path: Path) -> dict[str, Any]:
     return dict(kept["parts"]) if kept.get("format") == FORMAT else {}
 
 
-def _measured(name: str, effort: Effort, records: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _measured(name: str, effort: ClockEffort, records: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """One committee from its rows to its figures."""
     say(f"{name}: members and their answers")
     committee = committee_of(name)

@@ -50,7 +50,7 @@ Rows = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effort:
+class ClockEffort:
     """How long everything is measured.
 
     Args:
@@ -99,7 +99,7 @@ class ClockPlan:
         return float(self.facts["ms"] if self.load.rate is None else self.facts["answered_ms"])
 
 
-def timing_of(committee: Committee, effort: Effort) -> Timing:
+def timing_of(committee: Committee, effort: ClockEffort) -> Timing:
     """Its members timed as served, on a server of their own."""
     options = TimeOptions(
         batches=(1, 2, 4, 8, 16, 32),
@@ -145,7 +145,7 @@ def measured_committee(
     committee: Committee,
     plans: Sequence[ClockPlan],
     part: CommitteeRows,
-    effort: Effort,
+    effort: ClockEffort,
     *,
     folder: Path,
     say: Say,
@@ -224,7 +224,7 @@ class _LoadRun:
 
     plan: ClockPlan
     part: CommitteeRows
-    effort: Effort
+    effort: ClockEffort
     seed: int
 
     def once(self, client: GrpcClient, *, seed: int) -> dict[str, float]:
