@@ -65,11 +65,11 @@ def in_process(folder: Path, effort: InProcessEffort, *, say: Say) -> dict[str, 
         say(f"planning batches of {load.batch} by the clock")
         lines.append(_chosen(plan, timing, load.batch))
     choices = folder / "in-process-choices.json"
-    write_document({"comparisons": [dataclasses.asdict(line) for line in lines]}, choices)
+    write_document({"comparisons": [dataclasses.asdict(line) for line, _ in lines]}, choices)
     test = recorder.test_part(plan=plan, choices=choices)
     judged, members = ChoiceEvaluator(test), LocalMembers(GLYPHS, MEMBERS, threads=1)
     found = []
-    for load, line in zip(effort.loads, lines, strict=True):
+    for load, (line, alone_ms) in zip(effort.loads, lines, strict=True):
         figures = timed(
             [plan for plan in (line.one, line.other) if plan],
             test,
@@ -79,13 +79,21 @@ def in_process(folder: Path, effort: InProcessEffort, *, say: Say) -> dict[str, 
             clock=time.thread_time,
         )
         found.append(
-            {"batch": load.batch, "target": TARGETS.get(load.batch), **judged.line(line), **_times(line, figures)}
+            {
+                "batch": load.batch,
+                "target": TARGETS.get(load.batch),
+                **judged.line(line),
+                **_times(line, figures, alone_ms),
+            }
         )
     return {"rows": test.records.rows, "rounds": timing.rounds, "loads": found}
 
 
-def _chosen(part: PlanPart, timing: Timing, batch: int) -> PlanComparison:
-    """The quickest plan that is ahead, and the most accurate member; mean costs are predicted milliseconds."""
+def _chosen(part: PlanPart, timing: Timing, batch: int) -> tuple[PlanComparison, float]:
+    """The quickest plan that is ahead, and the most accurate member; mean costs are predicted milliseconds.
+
+    Beside it stands what the plan's members alone take, without a runtime between them.
+    """
     pricing = clock_for(timing, Load(batch=batch), part.base, budget=None)
     part = dataclasses.replace(part, base=in_ms(part.base, pricing))
     space = search_space_of(part, list(part.records.outputs), quantiles=_QUANTILES, progress=no_progress)
@@ -93,10 +101,13 @@ def _chosen(part: PlanPart, timing: Timing, batch: int) -> PlanComparison:
     singles = [space.averaged([name]) for name in space.names]
     best = max(singles, key=lambda one: (one.accuracy, -one.mean_cost))
     plan = no_worse(space, searched(space), space.right(best.members[0]), below_cost=best.mean_cost)
-    return PlanComparison(claim=_CLAIM, label=f"batches of {batch}", one=plan, other=best)
+    bare = dataclasses.replace(timing, first_stage=(), later_stage=(), deferring=())
+    table = dataclasses.replace(space.table, pricing=dataclasses.replace(pricing, timing=bare))
+    alone_ms = dataclasses.replace(space, table=table).again(plan).mean_cost if plan else 0.0
+    return PlanComparison(claim=_CLAIM, label=f"batches of {batch}", one=plan, other=best), alone_ms
 
 
-def _times(line: PlanComparison, figures: Mapping[ChosenPlan, Sequence[float]]) -> dict[str, Any]:
+def _times(line: PlanComparison, figures: Mapping[ChosenPlan, Sequence[float]], alone_ms: float) -> dict[str, Any]:
     """Milliseconds per row of both, measured over predicted, and times as fast within a round."""
     if line.one is None:
         return {"times_as_fast": None}
@@ -108,5 +119,6 @@ def _times(line: PlanComparison, figures: Mapping[ChosenPlan, Sequence[float]]) 
         "other_ms": spread_of(other),
         "times_as_fast": spread_of([b / a for a, b in zip(one, other, strict=True)]),
         "other_ratio": float(np.median(other)) / line.other.mean_cost,
+        "members_ms": alone_ms,
         "predicted_times": line.other.mean_cost / line.one.mean_cost,
     }
