@@ -45,8 +45,8 @@ _DISTURBED_CORES = 0.25
 FORMAT = 1
 _WIDTH = 118
 _HEAD_HERE = (
-    "batch", "plan", "most accurate member", "difference, points", "predicted ms, of that members", "measured ms (ratio)",
-    "times as fast", "goal",
+    "batch", "plan", "most accurate member", "difference, points", "predicted ms, of that members",
+    "measured ms (ratio)", "the member, ms (ratio)", "times as fast", "goal",
 )  # fmt: skip
 _HEAD = (
     "committee",
