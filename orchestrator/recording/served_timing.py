@@ -35,7 +35,7 @@ from orchestrator.serving.process import EmbeddedServer
 from orchestrator.spec import CascadeSpec, Member, Stage, manifest_from_path
 from orchestrator.spec.cascade import UNKNOWN_INPUT
 from orchestrator.spec.manifest import MANIFEST
-from orchestrator.spec.rows import AnyRows, rows_at
+from orchestrator.spec.rows import AnyRows, Array, is_ragged, rows_at
 from orchestrator.spec.timing import PausedRequest
 
 # What is timed beside members, whose names have no blanks: answers by a stage, and a request that is handed on.
@@ -295,11 +295,29 @@ def _taken(found: Mapping[tuple[str, int], Floats], name: str, batch: int) -> Fl
     return np.asarray(found[name, largest] * -(-batch // largest), np.float64)
 
 
-def in_turn(rows: AnyRows, batch: int) -> Iterator[AnyRows]:
-    """Batches of rows, others each time as long as there are some, round and round."""
+def in_turn(rows: AnyRows, batch: int, *, pad: Mapping[str, float] | None = None) -> Iterator[AnyRows]:
+    """Batches of rows, others each time as long as there are some, round and round.
+
+    Shorter rows of the tensors of `pad` are filled up with these values, as a cascade does for its members: a
+    client would send those of each length apart.
+    """
     there = len(next(iter(rows.values())) if isinstance(rows, Mapping) else rows)
     starts = range(0, max(min(TURNED_ROWS, there) - batch, 0) + 1, batch)
-    return itertools.cycle([rows_at(rows, (start + np.arange(batch)) % there) for start in starts])
+    parts = [rows_at(rows, (start + np.arange(batch)) % there) for start in starts]
+    return itertools.cycle([_padded(part, pad) if pad and isinstance(part, Mapping) else part for part in parts])
+
+
+def _padded(rows: Mapping[str, Array], pad: Mapping[str, float]) -> dict[str, Array]:
+    return {name: _filled(array, pad[name]) if name in pad else array for name, array in rows.items()}
+
+
+def _filled(array: Array, value: float) -> Array:
+    if not is_ragged(array):
+        return array
+    whole = np.full((len(array), *np.max([row.shape for row in array], axis=0)), value, array[0].dtype)
+    for place, row in enumerate(array):
+        whole[(place, *map(slice, row.shape))] = row
+    return whole
 
 
 def _by_batch(

@@ -270,7 +270,8 @@ def _stored_rows(
 
 def _timed_member(pool: RecordingPool, options: TimeOptions, rows: AnyRows | None) -> _TimedModel:
     name, manifest = pool.names[0], next(iter(pool.manifests.values()), None)
-    batches, turns = _turns(pool.info, options, rows)
+    length = None if manifest is None else manifest.length
+    batches, turns = _turns(pool.info, options, rows, pad=None if length is None else length.pad)
     return _TimedModel(
         name=name,
         pool=pool,
@@ -298,7 +299,7 @@ def _timed_deriver(
 
 
 def _turns(
-    info: ModelInfo, options: TimeOptions, rows: AnyRows | None
+    info: ModelInfo, options: TimeOptions, rows: AnyRows | None, *, pad: Mapping[str, float] | None = None
 ) -> tuple[tuple[int, ...], dict[int, Iterator[AnyRows]]]:
     """The batches that a model is timed with, and rows for these and for those that are asked for."""
     limit = info.max_batch_size or MOST_ROWS
@@ -307,7 +308,7 @@ def _turns(
     given = made_rows(info, max(options.batches), length=options.length) if rows is None else rows
     if isinstance(given, Mapping):
         given = {tensor.name: given[tensor.name] for tensor in info.inputs}
-    return batches, {batch: in_turn(given, batch) for batch in {*batches, *options.batches}}
+    return batches, {batch: in_turn(given, batch, pad=pad) for batch in {*batches, *options.batches}}
 
 
 def _member_timing(one: _TimedModel, found: Mapping[tuple[str, int], Floats]) -> MemberTiming:

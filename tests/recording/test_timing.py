@@ -15,6 +15,7 @@ from orchestrator.recording.served_timing import (
     PASSED,
     RARE,
     cascades_of,
+    in_turn,
     parts_of,
     paused_requests,
 )
@@ -96,6 +97,18 @@ def test_cascades_that_are_timed_in_process_can_be(repository: Path) -> None:
     assert [len(members) for members in here] == [2, 2]
     assert all(one.sha256 is not None for members in here for one in members), "else their models are called"
     assert list(cascades_of(["small"], repository, ())) == [FIRST, FIRST_HERE]
+
+
+def test_rows_of_different_lengths_are_asked_about_in_turn_and_filled_up_to_the_longest() -> None:
+    ids = np.empty(3, object)
+    ids[:] = [np.arange(size) + 1 for size in (1, 3, 2)]
+    rows = {"ids": ids, "text": np.array([["a"], ["b"], ["c"]], object)}
+    turns = in_turn(rows, 2, pad={"ids": 9})
+    first = next(turns)
+    assert first["ids"].tolist() == [[1, 9, 9], [1, 2, 3]]
+    assert first["text"].tolist() == [["a"], ["b"]]
+    singles = in_turn(rows, 1, pad={"ids": 9})
+    assert [next(singles)["ids"].tolist() for _ in range(4)] == [[[1]], [[1, 2, 3]], [[1, 2]], [[1]]]
 
 
 def test_members_are_timed_at_the_batches_they_take(repository: Path, tmp_path: Path) -> None:
