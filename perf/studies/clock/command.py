@@ -243,6 +243,10 @@ directly; its own ratio, of what it took to its timing, says how much is the mac
 """
 
 
+_DISTURBED = """
+**The machine was not quiet** while these were measured: {names}. Their ratios say what other work did to
+timing and serving, and little of the prediction; the command measures them anew.
+"""
 _ABOUT_HERE = """
 Glyphs in one process with one thread, as [reproduce.md](reproduce.md) measures: plans by the clock from all
 members, chosen on the plan part by its rule with the margin and judged on the test part, against the most
@@ -261,9 +265,11 @@ def md_from_results(results: dict[str, Any], *, command: str) -> str:
     machines = {f"{one['machine']['cpu']}, {one['machine']['platform']}" for one in served}
     busy = max((one["machine"]["cores_in_use"] for one in served), default=0.0)
     others = np.mean([point["measured"]["others_cores"] for point in points_of(results)] or [0.0])
+    disturbed = [name for name, one in results["parts"].items() if is_disturbed(one)]
     parts = (
         "# Predicted and served",
         f"<!-- Written by `{command}`; edits are lost. -->",
+        *([_filled(_DISTURBED.format(names=", ".join(disturbed)))] if disturbed else []),
         *map(_filled, about.strip().split("\n\n")),
         "\n".join(_lines(results)),
         "![measured over predicted, by plan](clock.png)",

@@ -109,6 +109,7 @@ def test_the_page_says_how_many_are_kept_and_which_is_the_worst() -> None:
     assert "| small, then large + other | 100 / 12.5 | 2 | 2 | 1.9 to 2.1 | 1.00 | 2.50 (1.02) |" in page
     assert "| 0.19, 0.1 | 0.2 (1.05) | 0.38 (1.01) | 1.90 (1.80 to 2.00) | 2, not met |" in page
     assert "none is ahead" in page
+    assert "**The machine was not quiet** while these were measured: digits." in page
 
 
 def test_what_was_measured_is_kept_and_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
