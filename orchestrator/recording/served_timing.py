@@ -316,7 +316,8 @@ def _filled(array: Array, value: float) -> Array:
         return array
     whole = np.full((len(array), *np.max([row.shape for row in array], axis=0)), value, array[0].dtype)
     for place, row in enumerate(array):
-        whole[(place, *map(slice, row.shape))] = row
+        part = (place, *(slice(size) for size in row.shape))
+        whole[part] = row
     return whole
 
 

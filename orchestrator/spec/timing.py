@@ -213,11 +213,11 @@ class Timing:
         first, later = (self._longer_ms(name, pauses) for name in ("first_ms", "later_ms"))
         return float(first.mean()), float(later.mean())
 
-    def rare_ms(self, pauses: npt.ArrayLike) -> Floats:
+    def rare_ms(self, pauses: Floats) -> Floats:
         """What a later stage takes longer after such pauses of its own, milliseconds of any shape."""
-        return self._longer_ms("rare_ms", pauses) if self.pauses else np.zeros(np.shape(pauses))
+        return self._longer_ms("rare_ms", pauses) if self.pauses else np.zeros(pauses.shape)
 
-    def _longer_ms(self, name: str, pauses: npt.ArrayLike) -> Floats:
+    def _longer_ms(self, name: str, pauses: Floats) -> Floats:
         known = [0.0, *(one.pause_ms for one in self.pauses)]
         times = [0.0, *(getattr(one, name) for one in self.pauses)]
         return np.asarray(np.interp(pauses, known, times), np.float64)
