@@ -4,6 +4,7 @@ A file, .parquet or .npz, and its refused rows as JSON lines appear whole or not
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,8 +29,11 @@ from orchestrator.repository.index import cascade_in, picture_reader, trained_co
 from orchestrator.rows.blocks import ColumnNames, RowBlock, StoredRows, gathered
 from orchestrator.rows.opening import stored_rows
 from orchestrator.rows.remote import local_copy
+from orchestrator.spec.served_model import class_count
 
 FILES = (".parquet", ".npz")
+# What names a kind of file, unlike the end of run.2024-01-01 or of v1.2.
+_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
 
 
 def refused_path(output: Path) -> Path:
@@ -62,11 +66,12 @@ class BatchJob:
     @property
     def into_folder(self) -> bool:
         """Whether answers go into a folder of parts."""
-        return not self.output.suffix
+        # Dates and versions in the name of a folder have dots, too.
+        return self.output.suffix not in FILES and (self.output.is_dir() or not _ENDING.match(self.output.suffix))
 
     def __post_init__(self) -> None:
         source, output = Path(self.source), self.output
-        if output.suffix not in ("", *FILES):
+        if not self.into_folder and output.suffix not in FILES:
             expected = "a name ending in .parquet or .npz, or that of a folder"
             raise DataError(f"{output}", got="an unknown kind of file", expected=expected)
         if not output.parent.is_dir():
@@ -150,8 +155,16 @@ def _write(output: Path, outcomes: Iterator[BlockOutcome], *, count: BatchCount,
 
 
 def _into_folder(job: BatchJob, rows: StoredRows, progress: Progress) -> BatchCount:
-    kinds = rows.kept_types
-    with opened_parts(job.output, about_job(job), rows.files, kept_types=kinds, part_rows=job.part_rows) as parts:
+    predictor = job.predictor
+    classes = class_count(predictor.info) if predictor.probabilities else None
+    with opened_parts(
+        job.output,
+        about_job(job),
+        rows.files,
+        kept_types=rows.kept_types,
+        classes=classes,
+        part_rows=job.part_rows,
+    ) as parts:
         count, start = parts.count, parts.count.done
         count.resumed = start
         if start >= rows.total:
@@ -159,8 +172,8 @@ def _into_folder(job: BatchJob, rows: StoredRows, progress: Progress) -> BatchCo
         blocks = _blocks(job, rows, start)
         with (
             _saying_what_is_kept(count, rows.total, job.output),
-            progress(f"asking {job.predictor.model}", rows.total) as advance,
-            contextlib.closing(job.predictor.outcomes(blocks)) as outcomes,
+            progress(f"asking {predictor.model}", rows.total) as advance,
+            contextlib.closing(predictor.outcomes(blocks)) as outcomes,
             parts.keeping(),
         ):
             advance(start)

@@ -24,7 +24,7 @@ from orchestrator.batch.count import BatchCount
 from orchestrator.batch.writers import ParquetAnswers, columns_of, kept_as, refused_lines, whole_file
 from orchestrator.errors import DataError, DiskError, first_few
 from orchestrator.files import contents_of, locked_folder, write_file
-from orchestrator.predictor.asking import COLUMNS, BlockOutcome
+from orchestrator.predictor.asking import COLUMNS, PROBABILITIES, BlockOutcome
 from orchestrator.rows.blocks import RefusedRow, SourceFile
 from orchestrator.spec.documents import json_from_text, text_from_json, text_of_file
 
@@ -47,8 +47,11 @@ class PartsFolder:
         resumed: how many there were when the folder was opened.
     """
 
-    def __init__(self, folder: Path, *, count: BatchCount, kept_types: Mapping[str, Any], part_rows: int) -> None:
-        self.folder, self.count, self._kept_types, self._part_rows = folder, count, kept_types, part_rows
+    def __init__(
+        self, folder: Path, *, count: BatchCount, kept_types: Mapping[str, Any], classes: int | None, part_rows: int
+    ) -> None:
+        self.folder, self.count, self._part_rows = folder, count, part_rows
+        self._kept_types, self._classes = kept_types, classes
         self.resumed = count.done
         self._open = contextlib.ExitStack()
         self._writer: ParquetAnswers | None = None
@@ -81,7 +84,7 @@ class PartsFolder:
         if self._refused:
             write_file(self.folder / _refused_name(self.count.done), refused_lines(self._refused))
         if not self._held.answered:
-            self._writer.add(_no_answers(self._refused[0].id, self._kept_types))
+            self._writer.add(_no_answers(self._refused[0].id, self._kept_types, self._classes))
         writer, self._writer = self._writer, None
         with self._open:
             writer.close()
@@ -123,13 +126,15 @@ def _refused_name(first: int) -> str:
     return f"_refused-{first:012d}.jsonl"
 
 
-def _no_answers(row_id: int | str, kept_types: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of no rows."""
+def _no_answers(row_id: int | str, kept_types: Mapping[str, Any], classes: int | None) -> dict[str, Any]:
+    """The columns of no rows: readers of the folder take its columns from any one of the parts."""
     # pyarrow is optional.
     import pyarrow as pa
 
     columns: dict[str, Any] = {"id": np.array([row_id])[:0]}
     columns |= {name: np.zeros(0, column.numpy_dtype) for name, column in COLUMNS.items()}
+    if classes is not None:
+        columns[PROBABILITIES] = np.zeros((0, classes), np.float32)
     for name, kind in kept_types.items():
         columns[kept_as(name)] = np.zeros(0, kind) if isinstance(kind, np.dtype) else pa.array([], kind)
     return columns
@@ -142,6 +147,7 @@ def opened_parts(
     files: Sequence[SourceFile],
     *,
     kept_types: Mapping[str, Any],
+    classes: int | None,
     part_rows: int,
 ) -> Iterator[PartsFolder]:
     """The folder of a job, new or begun earlier; nobody else can write there meanwhile.
@@ -151,6 +157,7 @@ def opened_parts(
         about: what must be the same in a job that goes on: JSON values.
         files: where the rows come from; those whose rows are all done must not have changed.
         kept_types: of the columns that are carried along, see `StoredRows`.
+        classes: how many probabilities each answer carries; None where it carries none.
         part_rows: in a part, at least.
 
     Raises:
@@ -177,7 +184,7 @@ def opened_parts(
         # Files behind the rows that are done may have been mended, or be new.
         document = {"format": FORMAT, **about, "files": [list(asdict(one).values()) for one in files]}
         write_file(folder / ABOUT, text_from_json(document))
-        yield PartsFolder(folder, count=count, kept_types=kept_types, part_rows=part_rows)
+        yield PartsFolder(folder, count=count, kept_types=kept_types, classes=classes, part_rows=part_rows)
 
 
 def _known_job(folder: Path) -> Mapping[str, Any] | None:
@@ -238,12 +245,13 @@ def _counted(folder: Path, most: int | None = None) -> tuple[BatchCount, set[str
         except (OSError, pa.ArrowException) as error:
             fix = "remove it: its rows and those behind it are asked again"
             raise DataError(f"{path}", got=f"a part that cannot be read ({error})", fix=fix) from error
-        lines = side.read_text(encoding="utf-8").splitlines() if side.is_file() else []
+        # As bytes: text has more ends of lines than JSON lines have, U+2028 among them.
+        lines = side.read_bytes().splitlines() if side.is_file() else []
         if most is not None and count.done + table.num_rows + len(lines) > most:
             break
         good |= {path.name, side.name}
         count.add_columns(table["exit_stage"].to_numpy(), table["cost"].to_numpy())
-        count.add_refused(len(lines), json_from_text(lines[0], f"{side}")["reason"] if lines else "")
+        count.add_refused(len(lines), json_from_text(lines[0].decode(), f"{side}")["reason"] if lines else "")
         if not table.num_rows and not lines:
             raise DataError(f"{path}", got="a part without rows", fix="remove it")
     return count, good

@@ -169,6 +169,12 @@ def scores_output(info: ModelInfo) -> str:
     return names[0]
 
 
+def class_count(info: ModelInfo) -> int | None:
+    """How many classes a model has; None where its configuration leaves that free. InputError as `scores_output`."""
+    size = next(t.shape[-1] for t in info.outputs if t.name == scores_output(info))
+    return size if size > 0 else None
+
+
 def no_single_scores(info: ModelInfo, *, fix: str | None = None) -> InputError:
     """The error for a model that has no output that may hold its scores, or several."""
     listed = listed_tensors((t.name, t.dtype, t.shape) for t in info.outputs)

@@ -56,7 +56,7 @@ def words_of(job: Batching, output: str, *more: object) -> list[str]:
 def result(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """All answers in the order of the parts, and the refused ids."""
     rows = ds.dataset(folder, format="parquet").to_table().to_pylist()
-    lines = [line for side in sorted(folder.glob("_refused-*")) for line in side.read_text().splitlines()]
+    lines = [line for side in sorted(folder.glob("_refused-*")) for line in side.read_bytes().splitlines()]
     return rows, [json.loads(line)["id"] for line in lines]
 
 
@@ -103,6 +103,29 @@ def test_a_job_killed_at_any_moment_goes_on_where_it_was(job: Batching, seed: in
     # Halves of requests with refused rows are asked again: four times at most.
     assert len({key for call in job.fake.calls[asked:] for key in call.rows[:, 0, 0, 1]}) < ROWS
     assert not [path.name for path in (job.folder / "answers").iterdir() if path.name.startswith(".")]
+
+
+def test_ids_with_ends_of_lines_do_not_make_one_refused_row_two(job: Batching) -> None:
+    pixels = images(np.arange(60) % 30)
+    pixels[[0, 30], 0, 0, 0] = np.nan
+    ids = [f"r{row}\u2028\u2029\x85\r\n\x0b\x0c\x1c" for row in range(60)]
+    job.parquet(id=ids, image=pa.array(pixels.reshape(60, -1).tolist(), pa.list_(pa.float32())))
+    for _ in range(2):
+        said = job.batch("in.parquet", "answers", "--part-rows", 10, code=REFUSED)
+        assert "58 of 60 rows answered, 2 refused" in said
+    answers, refused = result(job.folder / "answers")
+    assert sorted(refused + [one["id"] for one in answers]) == sorted(ids)
+
+
+def test_a_part_without_answers_has_the_columns_of_the_others(job: Batching) -> None:
+    pixels = images(np.arange(60) % 30)
+    pixels[:30, 0, 0, 0] = np.nan
+    np.save(job.folder / "in.npy", pixels)
+    job.batch("in.npy", "run.2026-01-01", "--probabilities", "--part-rows", 10, "--request-rows", 10, code=REFUSED)
+    schemas = [pq.read_schema(path) for path in sorted((job.folder / "run.2026-01-01").glob("part-*"))]
+    assert len(schemas) > 2
+    assert all(schema.equals(schemas[0]) for schema in schemas)
+    assert "probabilities" in schemas[0].names
 
 
 # -- what ends a job early --------------------------------------------------------------------------
@@ -243,5 +266,5 @@ def test_a_folder_of_another_job_or_with_other_things_is_refused(job: Batching) 
 
 def test_two_jobs_at_once_do_not_write_one_folder(job: Batching) -> None:
     write_days(job.folder / "in")
-    with opened_parts(job.folder / "answers", {}, (), kept_types={}, part_rows=1):
+    with opened_parts(job.folder / "answers", {}, (), kept_types={}, classes=None, part_rows=1):
         assert "a folder that another job writes to" in job.batch("in", "answers", code=2)
