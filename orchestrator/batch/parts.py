@@ -48,7 +48,13 @@ class PartsFolder:
     """
 
     def __init__(
-        self, folder: Path, *, count: BatchCount, kept_types: Mapping[str, Any], classes: int | None, part_rows: int
+        self,
+        folder: Path,
+        *,
+        count: BatchCount,
+        kept_types: Mapping[str, Any],
+        classes: int | None,
+        part_rows: int,
     ) -> None:
         self.folder, self.count, self._part_rows = folder, count, part_rows
         self._kept_types, self._classes = kept_types, classes

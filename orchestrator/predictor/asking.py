@@ -116,8 +116,8 @@ class ModelAsker:
     async def outcomes(self, blocks: Iterator[RowBlock]) -> AsyncGenerator[BlockOutcome, None]:
         """The outcomes of blocks in order, one for each request or block.
 
-        Blocks are read one by one, in a thread, as requests end. What was read before a block that cannot be is
-        answered first.
+        Blocks are read one by one, in a thread, as requests end, and cut by the size of the moment. What
+        was read before a block that cannot be is answered first.
 
         Raises:
             ClientError: the server is gone, too slow, or fails whatever the rows.
@@ -125,13 +125,13 @@ class ModelAsker:
         """
         gate = asyncio.Semaphore(self.in_flight)
         waiting: deque[list[asyncio.Task[BlockOutcome]]] = deque()
-        following, fault = await _read(blocks)
+        pieces = self._pieces(blocks)
+        following, fault = await _next_of(pieces)
         try:
             while following is not None or waiting:
                 while following is not None and sum(map(len, waiting)) < AHEAD * self.in_flight:
-                    for parts in self._parts(following):
-                        waiting.append([asyncio.create_task(self._gated(gate, part)) for part in parts])
-                    following, fault = await _read(blocks)
+                    waiting.append([asyncio.create_task(self._gated(gate, part)) for part in following])
+                    following, fault = await _next_of(pieces)
                     if all(task.done() for task in waiting[0]):
                         break
                 yield _joined([await task for task in waiting[0]])
@@ -139,23 +139,34 @@ class ModelAsker:
             if fault is not None:
                 raise fault
         finally:
+            await pieces.aclose()
             tasks = [task for every in waiting for task in every]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _parts(self, block: RowBlock) -> Iterator[list[RowBlock]]:
-        """A block in pieces of one request each, those together whose outcomes cannot be told apart.
+    async def _pieces(self, blocks: Iterator[RowBlock]) -> AsyncGenerator[list[RowBlock], None]:
+        """Rows of one request each, those together whose outcomes cannot be told apart.
 
-        Where rows could not be read, nobody knows between which others they are.
+        Where rows of a block could not be read, nobody knows between which others they are. Reading and decoding
+        happen in a thread, so that requests under way are not held up by them.
         """
-        block = without_odd_texts(block, self.info.inputs, only=self.info.inputs[0].name)
-        count, size = len(block.ids), self.size.rows
-        pieces = [block.picked(np.arange(at, min(at + size, count))) for at in range(0, count, size)]
-        if block.refused:
-            yield [RowBlock(ids=block.ids[:0], rows=block.rows, refused=block.refused), *pieces]
-        else:
-            yield from ([piece] for piece in pieces)
+        while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+            block = without_odd_texts(block, self.info.inputs, only=self.info.inputs[0].name)
+            if block.refused:
+                unread = RowBlock(ids=block.ids[:0], rows=block.rows, refused=block.refused)
+                yield [unread, *self._cut(block)]
+            else:
+                for piece in self._cut(block):
+                    yield [piece]
+
+    def _cut(self, block: RowBlock) -> Iterator[RowBlock]:
+        """The readable rows of a block, by the size of requests when each piece is taken."""
+        at, count = 0, len(block.ids)
+        while at < count:
+            stop = min(at + self.size.rows, count)
+            yield block.picked(np.arange(at, stop))
+            at = stop
 
     async def _gated(self, gate: asyncio.Semaphore, block: RowBlock) -> BlockOutcome:
         async with gate:
@@ -206,13 +217,12 @@ class ModelAsker:
         return AnsweredPart(block.ids, {name: getattr(answers, name)[good] for name in names}, block.kept)
 
 
-async def _read(blocks: Iterator[RowBlock]) -> tuple[RowBlock | None, Exception | None]:
-    """The next block; None at the end, or with the error where it cannot be read.
-
-    Reading and decoding happen in a thread, so that requests under way are not held up by them.
-    """
+async def _next_of(
+    pieces: AsyncGenerator[list[RowBlock], None],
+) -> tuple[list[RowBlock] | None, CommitteeError | None]:
+    """The next pieces; None at the end, or with the error where their block cannot be read."""
     try:
-        return await asyncio.to_thread(next, blocks, None), None
+        return await anext(pieces, None), None
     except CommitteeError as error:
         return None, error
 

@@ -1,6 +1,7 @@
 """The predictor: rows in, answers out, in order; picklable, so that other processes can open it for themselves."""
 
 import math
+import os
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,22 @@ from orchestrator.client.endpoint import Addresses
 from orchestrator.client.loop import wait_in_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
-from orchestrator.predictor.asking import COLUMNS, AsyncAnswers, BlockOutcome, ModelAsker, Rows, patiently
+from orchestrator.errors import ClientError, InputError
+from orchestrator.predictor.asking import (
+    COLUMNS,
+    PROBABILITIES,
+    AsyncAnswers,
+    BlockOutcome,
+    ModelAsker,
+    Rows,
+    patiently,
+)
 from orchestrator.predictor.pacing import request_rows
 from orchestrator.repository.index import picture_reader
 from orchestrator.rows.blocks import ColumnNames, RowBlock
 from orchestrator.spec.request import INPUT_DTYPES
 from orchestrator.spec.rows import ready_rows
-from orchestrator.spec.served_model import ModelInfo
+from orchestrator.spec.served_model import ModelInfo, class_count
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,6 +39,8 @@ RETRIES = 4
 BLOCK_BYTES, BLOCK_ROWS = 4 << 20, 4096
 # Rows of a block where nobody knows how large they are.
 UNSIZED_ROWS = 256
+# Processes in which clients were made: those before a fork are known after it.
+_connected: set[int] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +51,15 @@ class ServedModels:
     timeout_s: float = 60.0  # longest wait for one answer
 
     def opened(self) -> AsyncAnswers:
-        """A client, which connects when it first asks."""
+        """A client, which connects when it first asks.
+
+        Raises ClientError in a process forked from one with connections: gRPC does not work there.
+        """
+        if _connected and os.getpid() not in _connected:
+            got = "a process forked from one that has connections to a server"
+            fix = "start processes by spawn, or fork before the first row is asked"
+            raise ClientError("predictor", got=got, fix=fix)
+        _connected.add(os.getpid())
         return AsyncGrpcClient(self.servers, timeout_s=self.timeout_s, retries=RETRIES)
 
 
@@ -74,6 +94,7 @@ class Predictor:
         self.patience_s, self.probabilities = patience_s, probabilities
         self.columns, self.repository = columns or ColumnNames(), repository
         self._asker: ModelAsker | None = None
+        self._process = os.getpid()  # that opened it
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_asker": None}
@@ -87,7 +108,7 @@ class Predictor:
     def close(self) -> None:
         """Lets go of connections or members; the next use opens them again."""
         asker, self._asker = self._asker, None
-        if asker is not None:
+        if asker is not None and self._process == os.getpid():
             wait_in_loop(asker.client.close())
 
     @property
@@ -153,8 +174,13 @@ class Predictor:
             ClientError: see `outcomes`.
         """
         is_table = not isinstance(rows, Mapping)
+        if is_table and not hasattr(rows, "schema"):
+            expected = "a dict of arrays by input name, or a pyarrow table"
+            raise InputError("rows", got=type(rows).__name__, expected=expected)
         block = self._block_of_table(rows) if is_table else self._block_of_arrays(rows)
-        answers = answers_of(self.outcomes(iter([block])), block.size)
+        outcomes = self.outcomes(iter([block])) if block.size else ()
+        classes = class_count(self.info) if self.probabilities else None
+        answers = answers_of(outcomes, block.size, classes=classes)
         if not is_table:
             return answers
         # pyarrow is optional.
@@ -163,6 +189,8 @@ class Predictor:
         return pa.table({name: list(one) if one.ndim > 1 else one for name, one in answers.items()})
 
     def _block_of_arrays(self, rows: Mapping[str, Any]) -> RowBlock:
+        if rows and all(np.shape(one)[:1] == (0,) for one in rows.values()):
+            return RowBlock(ids=np.arange(0), rows=next(iter(rows.values())))
         ready = ready_rows(self.info, rows)
         count = len(next(iter(ready.values())))
         return RowBlock(ids=np.arange(count), rows=ready if len(ready) > 1 else next(iter(ready.values())))
@@ -175,8 +203,9 @@ class Predictor:
         return block_of_arrow(table, self.info, columns=self.columns, read_picture=reader)
 
     def _open(self) -> ModelAsker:
-        if self._asker is None:
-            self._asker = wait_in_loop(self._opened())
+        if self._asker is None or self._process != os.getpid():
+            # Threads, connections and sessions of another process do not work in one that was forked from it.
+            self._asker, self._process = wait_in_loop(self._opened()), os.getpid()
         return self._asker
 
     async def _opened(self) -> ModelAsker:
@@ -204,9 +233,14 @@ class Predictor:
         )
 
 
-def answers_of(outcomes: Iterable[BlockOutcome], rows: int) -> dict[str, Rows]:
-    """The answers (n,) or (n, k) to rows whose ids are their positions; see `Predictor.predict`."""
+def answers_of(outcomes: Iterable[BlockOutcome], rows: int, *, classes: int | None) -> dict[str, Rows]:
+    """The answers (n,) or (n, k) to rows whose ids are their positions; see `Predictor.predict`.
+
+    With `classes` there are as many probabilities for each row, even where no row has an answer.
+    """
     answers: dict[str, Rows] = {}
+    if classes is not None:
+        answers[PROBABILITIES] = np.full((rows, classes), np.nan, np.float32)
     for name, column in COLUMNS.items():
         fill = np.nan if issubclass(column.numpy_dtype, np.floating) else -1 if name != "status" else 0
         answers[name] = np.full(rows, fill, column.numpy_dtype)

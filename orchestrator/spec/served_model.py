@@ -170,7 +170,7 @@ def scores_output(info: ModelInfo) -> str:
 
 
 def class_count(info: ModelInfo) -> int | None:
-    """How many classes a model has; None where its configuration leaves that free. InputError as `scores_output`."""
+    """How many classes a model has; None where its configuration leaves that free. See `scores_output`."""
     size = next(t.shape[-1] for t in info.outputs if t.name == scores_output(info))
     return size if size > 0 else None
 

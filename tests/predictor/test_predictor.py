@@ -1,6 +1,8 @@
 """The predictor against a fake server: columns in, columns out."""
 
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -141,3 +143,55 @@ def test_an_answer_that_takes_too_long_ends_the_work_though_others_would_come(
     fake.models[0].__dict__["answer"] = slow
     with predictor_of(front, timeout_s=0.5, request_rows=1) as predictor, pytest.raises(TimeLimitError):
         predictor.predict({"image": images(range(20))})
+
+
+def test_batches_without_an_answer_have_the_columns_of_others(front: GrpcFront) -> None:
+    with predictor_of(front, probabilities=True) as predictor:
+        whole = predictor.predict({"image": images([1])})
+        none = predictor.predict({"image": images([1])[:0]})
+        refused = predictor.predict({"image": images([1]) * np.nan})
+        table = predictor.predict(pa.table({"image": pa.array([], pa.list_(pa.float32()))}))
+    assert list(none) == list(refused) == list(whole) == table.schema.names
+    assert none["probabilities"].shape == (0, 10)
+    assert refused["probabilities"].shape == (1, 10)
+    assert len(none["label"]) == table.num_rows == 0
+
+
+def test_rows_that_are_no_columns_are_one_line(front: GrpcFront) -> None:
+    with predictor_of(front) as predictor, pytest.raises(InputError, match="got ndarray, expected a dict"):
+        predictor.predict(images([1]))
+
+
+def test_a_call_with_many_rows_finds_the_size_of_its_requests(front: GrpcFront, fake: FakeKServe) -> None:
+    fake.delay_s = 0.02
+    with predictor_of(front, in_flight=2) as predictor:
+        predictor.predict({"image": images(np.arange(12_000) % 30)})
+    assert {len(call.rows) for call in fake.calls} >= {32, 64}
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_forked_process_opens_its_own_members_and_is_refused_connections(front: GrpcFront, local: bool) -> None:
+    code = f"""
+import os, signal, sys
+import numpy as np
+from orchestrator.predictor.in_process import LocalModels
+from orchestrator.predictor.predictor import Predictor, ServedModels
+from pathlib import Path
+models = LocalModels(repository=Path("model_repository"))
+if not {local}:
+    models = ServedModels(servers={front.address!r})
+predictor = Predictor(models, "digits_cascade")
+rows = {{"image": np.zeros((3, 1, 8, 8), np.float32)}}
+predictor.predict(rows)
+if os.fork() == 0:
+    signal.alarm(20)
+    try:
+        print("child", len(predictor.predict(rows)["label"]), flush=True)
+    except Exception as error:
+        print("child", error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    said = "child 3" if local else "child predictor: got a process forked from one that has connections"
+    assert said in done.stdout, done
