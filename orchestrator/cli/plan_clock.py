@@ -56,7 +56,7 @@ class ClockOptions:
             return base, None, []
         timing = timing_from_path(self.timing)
         pricing = clock_for(timing, self._load(), base, budget=budget)
-        return in_ms(base, pricing), pricing, notes_on_clock(timing)
+        return in_ms(base, pricing), pricing, notes_on_clock(timing, [member.name for member in base.members])
 
     def _load(self) -> Load:
         return Load(

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.console import new_table, print_json, progress, stdout_console
+from orchestrator.cli.plan import echo_notes
+from orchestrator.planner.clock import notes_on_clock
 from orchestrator.planner.size import Demand, Sizing, member_stage, sized, stages_of
 from orchestrator.spec import cascade_from_path
 from orchestrator.spec.timing import timing_from_path
@@ -32,7 +34,8 @@ def size(
         float | None, typer.Option(help="Of a server and hour, in any money, for the cost of a million rows.")
     ] = None,
     alone: Annotated[
-        str | None, typer.Option(help="The single model to compare with; if none is given the slowest member.")
+        str | None,
+        typer.Option(help="The single model to compare with; if none is given the plan's slowest member."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sizes as JSON.")] = False,
 ) -> None:
@@ -44,24 +47,30 @@ def size(
     Example: committee size build/plan.json --timing build/timing.json --rate 2000 --peak 3 --p99-ms 50 --price 0.4
     """
     spec, timed = cascade_from_path(plan_path), timing_from_path(timing)
-    demand = Demand(rate=rate, peak=peak, p99_ms=p99_ms, cores=cores or timed.machine.cores, price=price)
+    demand = Demand(
+        rate=rate, peak=peak, p99_ms=p99_ms, cores=timed.machine.cores if cores is None else cores, price=price
+    )
     wanted = [(spec.name, stages_of(spec, timed), True)]
     if len(spec.stages) > 1:
         wanted += [
             (f"{spec.name}, {100 * more:g} points more deferred", stages_of(spec, timed, more=more), True)
             for more in MORE
         ]
-    other = alone or timed.slowest.name
-    wanted.append((other, member_stage(other, timed), False))
+    names = [member.name for member in spec.members]
+    other = alone or timed.slowest(names)
+    wanted.append((other, member_stage(other, spec, timed), False))
+    notes = notes_on_clock(timed, names)
     found = []
     with progress("sizing", len(wanted)) as advance:
         for name, stages, one_at_once in wanted:
             found.append(sized(name, stages, demand, one_at_once=one_at_once))
             advance(1)
     if as_json:
-        print_json({"demand": dataclasses.asdict(demand), "sizes": [dataclasses.asdict(one) for one in found]})
-        return
-    _show(found, demand)
+        sizes = [dataclasses.asdict(one) for one in found]
+        print_json({"demand": dataclasses.asdict(demand), "sizes": sizes, "notes": notes})
+    else:
+        _show(found, demand)
+    echo_notes(notes)
 
 
 def _show(found: list[Sizing], demand: Demand) -> None:

@@ -11,7 +11,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,15 @@ from orchestrator.errors import DataError
 from orchestrator.planner.pricing import DerivingPrice, Loads, Prices, finest_scale
 from orchestrator.spec import CascadeSpec, Member
 from orchestrator.spec.derived import Derived
-from orchestrator.spec.timing import CallTime, MemberTiming, Timing, machine_here, ms_of_calls
+from orchestrator.spec.timing import (
+    CallTime,
+    MemberTiming,
+    Timing,
+    added_ms,
+    machine_here,
+    ms_of_calls,
+    parts_eaten_up,
+)
 from orchestrator.spec.validation import MOST_ROWS, Faults
 
 Floats = npt.NDArray[np.float64]
@@ -63,7 +71,7 @@ class Load:
         if self.batch is not None:
             faults.integer("batch", self.batch, low=1, high=MOST_ROWS)
         if self.rate is not None:
-            faults.positive("rate", self.rate)
+            faults.rate("rate", self.rate)
             faults.check("alone", not self.alone, "got `rate`, expected `batch`: at a rate rows gather")
         else:
             text = "got no `rate`, expected one: `servers` and `cores` say what carries it"
@@ -103,17 +111,7 @@ class ClockPricing:
         most = self.load.batch or 1
         fewest = most if self.load.batch is not None and not self.load.alone else 1
         runtime = [self.timing.first_stage, self.timing.later_stage]
-        known = [(one.calls[0].batch, one.largest) for one in self.timing.members]
-        known += [(calls[0].batch, calls[-1].batch) for calls in runtime if calls]
-        low, high = max(first for first, _ in known), min(last for _, last in known)
-        if low > fewest or high < most:
-            upper = "any" if high == MOST_ROWS else high
-            raise DataError(
-                f"timing for {self.load.text}",
-                got=f"batches of {low} to {upper}",
-                expected=f"batches of {fewest} to {most}" if fewest < most else f"batches of {fewest} too",
-                fix="time the members with such `time.batches`",
-            )
+        require_batches(self.timing, runtime, between=(fewest, most), load=self.load.text)
 
     def prices(self, pool: Sequence[Member], rows: int) -> Prices:
         """See `Pricing`."""
@@ -129,10 +127,9 @@ class ClockPricing:
                 for calls in (self.timing.first_stage, self.timing.later_stage)
             ]
             members.append(own)
-            # From inside a server a member may take less than it was timed with from outside, but not nothing.
-            first.append(max(float(beside[0][-1]), -float(own[-1])))
+            first.append(float(added_ms(own[-1], beside[0][-1])))
             more = self._deferring_ms(share) + self._rare_ms(share, pool)
-            later.append(np.maximum(beside[1] + more * rows, -own))
+            later.append(added_ms(own, beside[1] + more * rows))
         derived = [self._mean_ms(self.timing.by_name[name], share) * rows for name, _ in self.deriving]
         most = sum(float(np.abs(part).max()) for part in (*members, *later, *derived)) + max(map(abs, first))
         scale = finest_scale(most)
@@ -177,7 +174,7 @@ class ClockPricing:
             return np.zeros(share.shape)
         called = 1 - (1 - share) ** size if self.load.alone else share
         quickest = min(float(self.timing.by_name[member.name].ms(size)) for member in pool)
-        request_ms = max(quickest + float(ms_of_calls(self.timing.first_stage, size)), 0.0)
+        request_ms = quickest + float(added_ms(quickest, ms_of_calls(self.timing.first_stage, size)))
         pauses = request_ms * (1 - called) / np.maximum(called, 1e-9)
         return np.asarray(called * self.timing.rare_ms(pauses) / size, np.float64)
 
@@ -216,7 +213,7 @@ class ClockPricing:
 
         def busy(batch: Floats) -> Floats:
             beside = np.where(share < 1, ms_of_calls(later, batch), ms_of_calls(first, batch))
-            return np.asarray(np.maximum(one.ms(batch) + beside, 0.0), np.float64)
+            return np.asarray(one.ms(batch) + added_ms(one.ms(batch), beside), np.float64)
 
         return busy
 
@@ -310,21 +307,9 @@ def clock_for(timing: Timing, load: Load, pool: CascadeSpec, *, budget: float | 
         DataError: a model was not timed, or another file of it; the load needs batches that were not; the budget
             cannot be milliseconds.
     """
-    asked: list[Member | Derived] = [*pool.members, *pool.derived]
-    hashes = {one.name: one.sha256 for one in asked}
-    require_timed(timing, hashes)
-    known = timing.by_name
-    kept = dataclasses.replace(timing, members=tuple(known[name] for name in hashes))
-    needs = {
-        member.name: {one.name for one in pool.derived_for(place)}
-        for place, stage in enumerate(pool.stages)
-        for member in stage.members
-    }
-    deriving = tuple(
-        (one.name, frozenset(name for name, models in needs.items() if one.name in models)) for one in pool.derived
-    )
-    pricing = ClockPricing(timing=kept, load=load, deriving=deriving)
-    most = sum(pricing.ms_alone(name) for name in hashes)
+    kept = timing_for(pool, timing)
+    pricing = ClockPricing(timing=kept, load=load, deriving=deriving_of(pool))
+    most = sum(pricing.ms_alone(one.name) for one in kept.members)
     if budget is not None and most > 0 and budget > _OTHER_UNIT * most:
         got, expected = f"{budget:g}", f"milliseconds per row: all members together take {most:.3g}"
         raise DataError("plan, cost allowed", got=got, expected=expected, fix="MACs and milliseconds do not mix")
@@ -338,8 +323,42 @@ def in_ms(pool: CascadeSpec, pricing: ClockPricing) -> CascadeSpec:
     return dataclasses.replace(spec, derived=derived, cost_unit="ms")
 
 
-def require_timed(timing: Timing, hashes: Mapping[str, str | None]) -> None:
-    """Refuses members without times, or whose model file, by its hash, was not the one timed: DataError."""
+def deriving_of(spec: CascadeSpec) -> tuple[tuple[str, frozenset[str]], ...]:
+    """The deriving models of a pool or a plan, each with the members that read what it makes."""
+    needs = {member.name: spec.derived_for_members([member]) for member in spec.members}
+    return tuple(
+        (one.name, frozenset(name for name, models in needs.items() if one in models)) for one in spec.derived
+    )
+
+
+def models_of_stages(
+    stages: Sequence[Sequence[str]], deriving: Sequence[tuple[str, frozenset[str]]]
+) -> list[tuple[str, ...]]:
+    """The models that stages of such members ask: deriving models, see `deriving_of`, at their first reader's."""
+    asked, found = set[str](), list[tuple[str, ...]]()
+    for members in stages:
+        new = [name for name, readers in deriving if name not in asked and not readers.isdisjoint(members)]
+        asked.update(new)
+        found.append((*new, *members))
+    return found
+
+
+def timing_for(spec: CascadeSpec, timing: Timing) -> Timing:
+    """The timing of the members and deriving models of a pool or plan alone; DataError as of `timing_of_files`."""
+    asked: list[Member | Derived] = [*spec.members, *spec.derived]
+    return timing_of_files({one.name: one.sha256 for one in asked}, timing)
+
+
+def timing_of_files(hashes: Mapping[str, str | None], timing: Timing) -> Timing:
+    """The timing of these models alone.
+
+    Args:
+        hashes: of their files, by name; None where nothing says.
+        timing: of them and maybe of others.
+
+    Raises:
+        DataError: a model was not timed, or its file was not the one timed.
+    """
     known = timing.by_name
     if missing := [name for name in hashes if name not in known]:
         raise DataError(
@@ -353,12 +372,44 @@ def require_timed(timing: Timing, hashes: Mapping[str, str | None]) -> None:
         if timed is not None and here is not None and timed != here:
             got = f"times of a model file with sha256 {timed}"
             raise DataError(f"timing of {name}", got=got, expected=here, fix="time the members again")
+    return dataclasses.replace(timing, members=tuple(known[name] for name in hashes))
 
 
-def notes_on_clock(timing: Timing) -> list[str]:
-    """What a plan by this timing does not cover."""
+def require_batches(
+    timing: Timing, runtime: Sequence[Sequence[CallTime]], *, between: tuple[int, int], load: str
+) -> None:
+    """Refuses a timing whose members, or what the runtime adds to them, lack batches that a load needs.
+
+    Args:
+        timing: of the models that are asked, and of no others.
+        runtime: what the runtime adds that counts.
+        between: rows of the smallest and of the largest batch that have to be known.
+        load: what needs them, in words.
+
+    Raises:
+        DataError: a batch would have to be guessed.
+    """
+    known = [(one.calls[0].batch, one.largest) for one in timing.members]
+    known += [(calls[0].batch, calls[-1].batch) for calls in runtime if calls]
+    low, high = max(first for first, _ in known), min(last for _, last in known)
+    fewest, most = between
+    if low > fewest or high < most:
+        raise DataError(
+            f"timing for {load}",
+            got=f"batches of {low} to {'any' if high == MOST_ROWS else high}",
+            expected=f"batches of {fewest} to {most}" if fewest < most else f"batches of {fewest} too",
+            fix="time the members with such `time.batches`",
+        )
+
+
+def notes_on_clock(timing: Timing, members: Iterable[str]) -> list[str]:
+    """What a plan of such members does not cover, and which of the times cannot be right."""
     here = machine_here()
+    notes = [
+        f"{text}: a stage counts as a tenth of its members at least; time again with nothing else running"
+        for text in parts_eaten_up(timing, members)
+    ]
     if not timing.is_served and (timing.machine.cpu, timing.machine.cores) != (here.cpu, here.cores):
-        text = f"timed on {timing.machine.words}, not on this machine ({here.words}): the plan is for that one"
-        return [text]
-    return []
+        text = f"timed on {timing.machine.words}, not on this machine ({here.words}): the figures are of that one"
+        notes.append(text)
+    return notes

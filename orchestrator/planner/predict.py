@@ -12,7 +12,7 @@ import numpy as np
 from orchestrator.errors import DataError, InfeasibleError
 from orchestrator.planner.candidates import CandidatePlan, SubsetTable, answers_of
 from orchestrator.planner.certify import decide
-from orchestrator.planner.clock import ClockPricing
+from orchestrator.planner.clock import ClockPricing, models_of_stages
 from orchestrator.planner.goal import Goal, MeasuredRows, SearchOptions
 from orchestrator.planner.intervals import paired_difference
 from orchestrator.planner.pricing import MOST_LOAD, Prices, Subset
@@ -162,7 +162,8 @@ def predict(where: ReachedStages, pricing: ClockPricing) -> Prediction:
     if loads is None:
         return dataclasses.replace(made, knee=_knee_batch(where, pricing))
     busiest = prices.load(where.stages, where.reached)
-    queues = queue_stages([stage.members for stage in stages], shares, pricing.timing)
+    models = models_of_stages([stage.members for stage in stages], pricing.deriving)
+    queues = queue_stages(models, shares, pricing.timing)
     per_ms = loads.rate / pricing.load.servers / 1000
     state = server_state(woken_stages(queues, pricing.timing, per_ms=per_ms), per_ms=per_ms, cores=pricing.cores)
     return dataclasses.replace(
@@ -180,8 +181,8 @@ def in_process_stages(where: ReachedStages, pricing: ClockPricing) -> InProcessS
     timing = pricing.timing
     if not timing.first_in_process:
         return None
-    later = timing.later_in_process or timing.later_stage
-    ours = dataclasses.replace(timing, first_stage=timing.first_in_process, later_stage=later)
+    first, later = (timing.added_by_runtime(place, in_process=True) for place in (0, 1))
+    ours = dataclasses.replace(timing, first_stage=first, later_stage=later)
     here, called = (
         dataclasses.replace(pricing, timing=one)
         .prices(where.pool, where.reached[0])

@@ -16,13 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.planner.clock import binomial_shares
-from orchestrator.spec.timing import Timing, ms_of_calls
+from orchestrator.spec.timing import Timing, added_ms, ms_of_calls
 
 Floats = npt.NDArray[np.float64]
 # Cells of a distribution of times, and most rows that a chain knows to wait.
 CELLS, MOST_WAITING = 16384, 400
-# No call takes less: where a timing says so, what the runtime takes less from inside a server ate it up.
-_LEAST_MS = 0.001
 # Of the fixed point between what stages and cores make each other wait.
 _ROUNDS = 8
 # Rows of a batch that a queue looks at; larger ones gain little, and make its chain long.
@@ -64,19 +62,20 @@ class ServerState:
 
 
 def queue_stages(
-    groups: Sequence[Sequence[str]], reach: Sequence[float], timing: Timing, *, runtime: bool = True
+    groups: Sequence[Sequence[str]], reach: Sequence[float], timing: Timing, *, in_process: int = 0
 ) -> list[QueueStage]:
-    """Stages of such members that such shares of the rows get to; without the runtime's part where it has none.
+    """Stages that ask such models, see `models_of_stages`, and that such shares of the rows get to.
 
-    Those that no row gets to are left out: they need nothing.
+    So many leading stages run their members in the cascade's own process. Stages that no row gets to are left out:
+    they need nothing.
     """
     stages = []
     for place, (names, share) in enumerate(zip(groups, reach, strict=True)):
         asked = [timing.by_name[name] for name in names]
         rows = np.arange(min(_LARGEST, *(one.calls[-1].batch for one in asked)) + 1, dtype=np.float64)
-        beside = timing.first_stage if place == 0 else timing.later_stage
-        ms = sum(one.ms(rows) for one in asked) + (ms_of_calls(beside, rows) if runtime else 0.0)
-        stages.append(QueueStage(ms=np.maximum(ms, _LEAST_MS), reach=share))
+        beside = timing.added_by_runtime(place, in_process=place < in_process)
+        ms = np.sum([one.ms(rows) for one in asked], axis=0)
+        stages.append(QueueStage(ms=ms + added_ms(ms, ms_of_calls(beside, rows)), reach=share))
     return [stage for stage in stages if stage.reach > 0]
 
 
@@ -88,7 +87,7 @@ def woken_stages(stages: Sequence[QueueStage], timing: Timing, *, per_ms: float)
     idle = max(0.0, 1 - sum(per_ms * stage.reach * float(stage.ms[1]) for stage in stages))
     first, later = timing.woken_ms(per_ms)
     return [
-        replace(stage, ms=np.maximum(stage.ms + idle * (later if place else first), _LEAST_MS))
+        replace(stage, ms=stage.ms + added_ms(stage.ms, idle * (later if place else first)))
         for place, stage in enumerate(stages)
     ]
 

@@ -4,16 +4,23 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import DataError, InfeasibleError
-from orchestrator.planner.clock import require_timed
+from orchestrator.planner.clock import (
+    deriving_of,
+    models_of_stages,
+    require_batches,
+    timing_for,
+    timing_of_files,
+)
 from orchestrator.planner.pricing import MOST_LOAD
 from orchestrator.planner.queueing import QueueStage, ServerState, queue_stages, server_state
 from orchestrator.spec import CascadeSpec
-from orchestrator.spec.timing import Timing
+from orchestrator.spec.timing import RUNTIME_PARTS, CallTime, Timing
 from orchestrator.spec.validation import MOST_ROWS, Faults
 
 # A server with so little to do stands for an idle one.
@@ -44,7 +51,7 @@ class Demand:
 
     def __post_init__(self) -> None:
         faults = Faults("size", of_arguments=True)
-        faults.positive("rate", self.rate)
+        faults.rate("rate", self.rate)
         faults.number("peak", self.peak, low=1, high=MOST_ROWS)
         if self.p99_ms is not None:
             faults.positive("p99_ms", self.p99_ms)
@@ -92,11 +99,13 @@ def stages_of(spec: CascadeSpec, timing: Timing, *, more: float = 0.0) -> list[Q
     `more` is added to the share of rows that go on after the first stage; later stages get more in proportion.
 
     Raises:
-        DataError: the plan was not fitted, or a member was not timed, or as another file.
+        DataError: the plan was not fitted, or a model was not timed, or as another file, or not in batches of 1.
     """
     if spec.fit is None or not spec.fit.exit_share:
         raise DataError(f"plan {spec.name}", got="no exit shares", expected="a plan made by `committee plan`")
-    require_timed(timing, {member.name: member.sha256 for member in spec.members})
+    used, here = timing_for(spec, timing), spec.in_process
+    runtime = [used.added_by_runtime(place, in_process=place < here) for place in range(len(spec.stages))]
+    _require_single_rows(used, runtime)
     left = np.cumsum((0.0, *spec.fit.exit_share[:-1]))
     reach = [min(max(1 - float(part), 0.0), 1.0) for part in left]
     if more and len(reach) > 1:
@@ -104,13 +113,27 @@ def stages_of(spec: CascadeSpec, timing: Timing, *, more: float = 0.0) -> list[Q
         factor = above / reach[1] if reach[1] > 0 else 0.0
         reach = [1.0, above, *(part * factor for part in reach[2:])]
     groups = [[member.name for member in stage.members] for stage in spec.stages]
-    return queue_stages(groups, reach, timing)
+    return queue_stages(models_of_stages(groups, deriving_of(spec)), reach, used, in_process=here)
 
 
-def member_stage(name: str, timing: Timing) -> list[QueueStage]:
-    """A member that is asked about every row, without a cascade."""
-    require_timed(timing, {name: None})
-    return queue_stages([[name]], [1.0], timing, runtime=False)
+def member_stage(name: str, spec: CascadeSpec, timing: Timing) -> list[QueueStage]:
+    """A member that is asked about every row, without a cascade.
+
+    One of the plan's has what it reads derived; what others read nothing says.
+
+    Raises:
+        DataError: a model was not timed, or not in batches of 1.
+    """
+    models = models_of_stages([[name]], deriving_of(spec))
+    used = timing_of_files(dict.fromkeys(models[0]), timing)
+    _require_single_rows(used, ())
+    no_runtime: dict[str, Any] = dict.fromkeys(RUNTIME_PARTS, ())
+    return queue_stages(models, [1.0], dataclasses.replace(used, **no_runtime))
+
+
+def _require_single_rows(timing: Timing, runtime: Sequence[Sequence[CallTime]]) -> None:
+    """Refuses a timing that lacks the batch of a row that comes alone."""
+    require_batches(timing, runtime, between=(1, 1), load="rows that come one by one")
 
 
 def sized(name: str, stages: Sequence[QueueStage], demand: Demand, *, one_at_once: bool) -> Sizing:

@@ -5,7 +5,7 @@ Letters used in shapes everywhere: n rows, k classes, m members, s stages. Stage
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import PurePosixPath
@@ -399,8 +399,12 @@ class CascadeSpec:
 
     def derived_for(self, stage: int) -> tuple[Derived, ...]:
         """The models that make what a stage's members read, in an order in which they can be asked."""
+        return self.derived_for_members(self.stages[stage].members)
+
+    def derived_for_members(self, members: Iterable[Member]) -> tuple[Derived, ...]:
+        """The same of any members."""
         names = {one.name for one in self.inputs}
-        read = (name for member in self.stages[stage].members for name in self.tensors_of(member).values())
+        read = (name for member in members for name in self.tensors_of(member).values())
         return needed(ordered(self.derived, names)[0], read)
 
     @property

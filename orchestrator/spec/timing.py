@@ -8,7 +8,7 @@ close where that bends slowly. Nothing is guessed outside the measured batches.
 import dataclasses
 import itertools
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ from orchestrator.spec.validation import (
 )
 
 TIMING_FORMAT = 1
-# A call of a day is a wrong unit.
-MOST_MS = 86_400_000
+# A call of a day is a wrong unit, and so is one that a processor hardly notices.
+LEAST_MS, MOST_MS = 0.001, 86_400_000
+# Of what the members of a stage take, this share is left at least where the runtime takes less from inside.
+LEAST_SHARE = 0.1
 # Fields of a timing with what the runtime adds.
 RUNTIME_PARTS = (
     "first_stage", "later_stage", "deferring", "passed_on", "first_in_process", "later_in_process",
@@ -58,6 +60,9 @@ class CallTime:
         faults.integer("batch", self.batch, low=1, high=MOST_ROWS)
         for name in ("ms", "low_ms", "high_ms"):
             faults.number(name, getattr(self, name), low=-MOST_MS, high=MOST_MS)
+        if not faults.found:
+            text = f"got {self.ms:g}, expected between low_ms {self.low_ms:g} and high_ms {self.high_ms:g}"
+            faults.check("ms", self.low_ms <= self.ms <= self.high_ms, text)
         faults.close()
 
 
@@ -78,8 +83,10 @@ class MemberTiming:
         faults.name("name", self.name)
         _check_calls(faults, "calls", self.calls, fewest=1)
         for call in self.calls:
-            text = f"got {call.ms:g} ms for batch {call.batch}, expected at least 0"
-            faults.check("calls", min(call.ms, call.low_ms) >= 0, text)
+            text = f"got {call.ms:g} ms for batch {call.batch}, expected at least {LEAST_MS:g}"
+            faults.check("calls", call.ms >= LEAST_MS, text)
+            text = f"got low_ms {call.low_ms:g} for batch {call.batch}, expected at least 0"
+            faults.check("calls", call.low_ms >= 0, text)
         if self.sha256 is not None:
             faults.sha256("sha256", self.sha256)
         if self.memory_bytes is not None:
@@ -222,10 +229,21 @@ class Timing:
         times = [0.0, *(getattr(one, name) for one in self.pauses)]
         return np.asarray(np.interp(pauses, known, times), np.float64)
 
-    @property
-    def slowest(self) -> MemberTiming:
-        """The member that takes the most time per row, in the largest batch that was timed of each."""
-        return max(self.members, key=lambda one: one.calls[-1].ms / one.calls[-1].batch)
+    def slowest(self, names: Iterable[str]) -> str:
+        """Which of these members takes the most time per row, in the largest batch known of all of them."""
+        timed = [self.by_name[name] for name in names]
+        batch = min(max(one.calls[-1].batch for one in timed), *(one.largest for one in timed))
+        return max(timed, key=lambda one: float(one.ms(batch))).name
+
+    def added_by_runtime(self, place: int, *, in_process: bool = False) -> tuple[CallTime, ...]:
+        """What the runtime adds to a stage, by its place; less where the stage's members run in its own process.
+
+        Where members in process were not timed they count as others do.
+        """
+        here, called = (
+            (self.later_in_process, self.later_stage) if place else (self.first_in_process, self.first_stage)
+        )
+        return here if in_process and here else called
 
     @property
     def is_served(self) -> bool:
@@ -251,6 +269,30 @@ def ms_of_calls(calls: Sequence[CallTime], rows: npt.ArrayLike) -> Floats:
         return np.zeros(many.shape)
     known = np.interp(many, [call.batch for call in calls], [call.ms for call in calls])
     return np.where(many > 0, known, 0.0)
+
+
+def added_ms(own: npt.ArrayLike, added: npt.ArrayLike) -> Floats:
+    """What the runtime adds to what members take, milliseconds of any shape; of these a tenth is left at least.
+
+    It may be below 0, but no stage takes nothing: see `parts_eaten_up`.
+    """
+    return np.maximum(added, (LEAST_SHARE - 1) * np.asarray(own, np.float64))
+
+
+def parts_eaten_up(timing: Timing, members: Iterable[str]) -> list[str]:
+    """What the runtime adds that is so far below 0 that it counts as less, see `added_ms`, one text per part.
+
+    It is held against the quickest member as a first stage, and against the next one as a later stage.
+    """
+    timed, found = [timing.by_name[name] for name in members], []
+    for name, place in (("first_stage", 0), ("later_stage", 1), ("first_in_process", 0), ("later_in_process", 1)):
+        for call in getattr(timing, name):
+            ms = {one.name: float(one.ms(call.batch)) for one in timed}
+            own = sorted(ms, key=lambda key: ms[key])[:2][-1 if place else 0]
+            if float(added_ms(ms[own], call.ms)) > call.ms:
+                found.append(f"{name} of {call.ms:g} ms at batches of {call.batch}, where {own} takes {ms[own]:g}")
+                break
+    return found
 
 
 def interpolation_error(calls: Sequence[CallTime]) -> float | None:

@@ -22,6 +22,7 @@ MOST_VERSION = 2**63 - 1  # a Triton version is a signed 64-bit number
 MOST_PX = 1 << 16
 MOST_COUNTED = 2**53  # of what is only counted: JSON's readers tell whole numbers apart up to here
 MOST_THRESHOLD = 1000
+LEAST_RATE, MOST_RATE = 1e-6, 1e9  # rows per second: from one in eleven days
 DAY_US = 86_400_000_000  # past any client's patience, and most likely a wrong unit
 # The core and the served `cost` are float32, and so are sums of costs.
 LEAST_COST, MOST_COST = 1e-30, 1e30
@@ -78,6 +79,10 @@ class Faults:
     def positive(self, field: str, value: object) -> None:
         """A finite number above zero."""
         self.check(field, is_finite(value) and value > 0, f"got {shown(value)}, expected a finite number above 0")
+
+    def rate(self, field: str, value: object) -> None:
+        """Rows per second."""
+        self.number(field, value, low=LEAST_RATE, high=MOST_RATE)
 
     def threshold(self, field: str, value: object) -> None:
         """A number that a score, which is in [0, 1], may be held against, or None, which no score reaches."""

@@ -71,6 +71,18 @@ def test_a_timing_of_another_machine_is_noted(
     assert "timed on a processor, 4 cores, not on this machine" in capsys.readouterr().err
 
 
+def test_a_runtime_that_takes_more_off_than_there_is_is_one_note(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = timing_of(machine=machine_here(), first_stage=calls_of(-50.0, 0.0))
+    path = written(tmp_path / "odd.json", odd)
+    assert plan(made, *QUICK, "--timing", path, "--rate", 100) == 0
+    said = capsys.readouterr()
+    assert said.err.count("note: first_stage of -50 ms at batches of 1, where ") == 1
+    assert said.err.count("a tenth") == 1
+    assert "predicted: 0 ms" not in said.out
+
+
 def test_imposed_exits_are_predicted_too(
     made: Path, timing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,7 +107,7 @@ REFUSED = [
     (("--batch", 64, "--timing"), "batches of 1 to 16", timing_of()),
     (("--rate", -1, "--timing"), "rate: got -1", timing_of()),
     (("--batch", 8, "--cost", "costs.json", "--timing"), "--timing and --cost", timing_of()),
-    (("--batch", 8, "--timing"), "calls: got -1 ms for batch 4", "-1"),
+    (("--batch", 8, "--timing"), "ms: got -1, expected between low_ms 0", "-1"),
     (("--batch", 8, "--timing"), "NaN", "NaN"),
 ]
 

@@ -34,6 +34,14 @@ def test_the_plan_stands_beside_more_deferrals_and_the_slowest_member(
     assert all(one["cost_per_million"] > 0 for one in sizes)
 
 
+def test_a_timing_of_another_machine_is_noted(made: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    output, timing = made
+    assert run(["size", output, "--timing", timing, "--rate", "500", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "timed on a processor, 4 cores, not on this machine" in said.err
+    assert [f"note: {note}" for note in json.loads(said.out)["notes"]] == said.err.splitlines()
+
+
 def test_sizes_are_printed_for_people(made: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     output, timing = made
     assert run(["size", output, "--timing", timing, "--rate", "500", "--peak", "2"]) == 0
@@ -46,6 +54,8 @@ def test_sizes_are_printed_for_people(made: tuple[str, str], capsys: pytest.Capt
     ("words", "code", "said"),
     [
         (("--rate", "-1"), 2, "--rate: got -1"),
+        (("--rate", "10", "--cores", "0"), 2, "--cores: got 0"),
+        (("--rate", "1e300"), 2, "--rate: got 1e+300"),
         (("--rate", "10", "--p99-ms", "0.01"), 3, "an idle server"),
         (("--rate", "10", "--alone", "nobody"), 2, "none of nobody"),
     ],

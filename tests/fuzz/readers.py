@@ -101,7 +101,8 @@ def _timing(data: bytes) -> None:
     with _file(data, ".json") as path:
         timing = timing_from_path(path)
     demand = Demand(rate=500.0, p99_ms=50.0, cores=timing.machine.cores, price=1.0)
-    for name, stages in (("plan", stages_of(_fitted_plan(), timing)), ("a", member_stage("a", timing))):
+    plan = _fitted_plan()
+    for name, stages in (("plan", stages_of(plan, timing)), ("a", member_stage("a", plan, timing))):
         found = sized(name, stages, demand, one_at_once=name == "plan")
         assert 0 < found.p50_ms <= found.p99_ms <= 50
 

@@ -36,7 +36,8 @@ LOADS = (
 
 
 def calls_of(constant: float, slope: float) -> tuple[CallTime, ...]:
-    return tuple(CallTime(batch=batch, ms=constant + slope * batch, low_ms=0, high_ms=99) for batch in BATCHES)
+    times = [(batch, constant + slope * batch) for batch in BATCHES]
+    return tuple(CallTime(batch=batch, ms=ms, low_ms=min(ms, 0), high_ms=99) for batch, ms in times)
 
 
 def timing_of(times: dict[str, tuple[float, float]] = TIMES, **changes: object) -> Timing:

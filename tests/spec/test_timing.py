@@ -14,9 +14,11 @@ from orchestrator.spec.timing import (
     MemberTiming,
     TimedMachine,
     Timing,
+    added_ms,
     interpolation_error,
     json_from_timing,
     ms_of_calls,
+    parts_eaten_up,
     timing_from_path,
 )
 from orchestrator.spec.validation import MOST_ROWS
@@ -58,6 +60,23 @@ def test_held_out_batches_say_how_far_off_the_line_they_lie() -> None:
     assert interpolation_error(bent) == pytest.approx(0.5)
 
 
+def test_the_slowest_of_some_members_is_so_at_a_batch_that_is_known_of_all() -> None:
+    # By its largest batch, of one row, the quick one would be the slowest.
+    quick = MemberTiming(name="quick", calls=calls_of(1.0, 0.01, (1,)))
+    timing = timing_of(members=(*timing_of(members=(quick,)).members, *timing_of().members))
+    assert timing.slowest(("quick", "a", "b")) == "b"
+    assert timing.slowest(("a",)) == "a"
+
+
+def test_what_the_runtime_takes_off_leaves_a_tenth_and_is_told() -> None:
+    assert added_ms([1.0, 1.0, 1.0], [0.2, -0.5, -50.0]).tolist() == pytest.approx([0.2, -0.5, -0.9])
+    parts = {"first_stage": calls_of(-50.0, 0.0, (1,)), "later_stage": calls_of(-1.4, 0.0, (1,))}
+    first, later = parts_eaten_up(timing_of(**parts), "ab")
+    assert first.startswith("first_stage of -50 ms at batches of 1, where a takes 0.6")
+    assert later.startswith("later_stage of -1.4 ms at batches of 1, where b takes 1.5")
+    assert parts_eaten_up(timing_of(later_stage=calls_of(-0.6, 0.0, (1,))), "ab") == []
+
+
 def test_no_rows_take_no_time_and_more_than_one_call_carries_take_several() -> None:
     member = MemberTiming(name="a", calls=calls_of(1.0, 0.5, (1, 2, 4)), max_batch_size=4)
     assert member.ms([0, 1, 4, 5, 8]).tolist() == pytest.approx([0, 1.5, 3, 2 * 2.25, 6])
@@ -66,7 +85,12 @@ def test_no_rows_take_no_time_and_more_than_one_call_carries_take_several() -> N
 
 
 FAULTS = {
-    "calls: got -1 ms for batch 1": lambda document: document["members"][0]["calls"][0].update(ms=-1),
+    "calls: got -1 ms for batch 1": lambda document: document["members"][0]["calls"][0].update(ms=-1, low_ms=-1),
+    "calls: got 0 ms for batch 1": lambda document: document["members"][0]["calls"][0].update(ms=0, low_ms=0),
+    "got 0.6, expected between low_ms 9": lambda document: document["members"][0]["calls"][0].update(low_ms=9),
+    "got 0.6, expected between low_ms 0.6 and high_ms 0.001": lambda document: document["members"][0]["calls"][
+        0
+    ].update(high_ms=0.001),
     "got NaN": lambda document: document["members"][0]["calls"][0].update(ms=float("nan")),
     "calls: got batches [1, 1": lambda document: document["members"][0]["calls"][1].update(batch=1),
     "members: got a more than once": lambda document: document["members"][1].update(name="a"),

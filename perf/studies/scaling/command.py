@@ -44,8 +44,9 @@ def scaling(
             )
             advance(1)
     if figures is not None:
-        largest = timed.slowest.name
-        drawn = draw_figures(figures, stages, member_stage(largest, timed), cores=cores, largest=largest)
+        largest = timed.slowest(member.name for member in spec.members)
+        alone = member_stage(largest, spec, timed)
+        drawn = draw_figures(figures, stages, alone, cores=cores, largest=largest)
         typer.echo(f"Written: {', '.join(map(str, drawn))}", err=True)
     if as_json:
         print_json(
