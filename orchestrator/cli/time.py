@@ -109,7 +109,7 @@ def time(
     options = TimeOptions(
         batches=batches_from_text(batches),
         rounds=rounds,
-        slot_s=slot_ms / 1000,
+        slot_ms=slot_ms,
         length=length,
         threads=threads,
         data=None if data is None else RecordOptions(data=data, skip_bad=True, columns=names_of_columns),

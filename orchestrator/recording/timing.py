@@ -19,7 +19,7 @@ from orchestrator.client.endpoint import Endpoint
 from orchestrator.client.sync import SyncClient
 from orchestrator.decision import CascadeRun, Policy
 from orchestrator.decision.evaluate import arrivals_from_policies
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, InputError, MemberError, RefusedError, ServerFaultError
 from orchestrator.progress import Advance, Progress, no_advance, no_progress
 from orchestrator.recording.job import RecordOptions, source_for
 from orchestrator.recording.pool import RecordingPool, opened_pool
@@ -63,7 +63,7 @@ class TimeOptions:
     Args:
         batches: rows per call.
         rounds: in each every member is asked with every batch, in turns.
-        slot_s: how long a batch is asked again and again within a round; once at least.
+        slot_ms: how long a batch is asked again and again within a round; once at least.
         length: values along an axis that varies, of rows that are made up.
         threads: of each member in this process.
         data: rows to ask about, as for records; None makes some up.
@@ -75,7 +75,7 @@ class TimeOptions:
 
     batches: tuple[int, ...] = BATCHES
     rounds: int = 11
-    slot_s: float = 0.02
+    slot_ms: float = 20.0
     length: int = 64
     threads: int = 1
     data: RecordOptions | None = None
@@ -88,7 +88,7 @@ class TimeOptions:
             faults.integer("batches", batch, low=1, high=MOST_ROWS)
         for name in ("rounds", "length", "threads"):
             faults.integer(name, getattr(self, name), low=1, high=MOST_ROWS)
-        faults.number("slot_s", self.slot_s, low=0, high=3600)
+        faults.number("slot_ms", self.slot_ms, low=0, high=3_600_000)
         faults.close()
 
 
@@ -177,7 +177,7 @@ def time_members(
             opened = opened_pool([name], repository, url=url, cost=costs, timeout_s=timeout_s, threads=threads)
             one = _timed_member(stack.enter_context(opened), options, rows)
             # Its largest batch is what it needs room for.
-            one.ask(one.batches[-1])
+            _ask_first(one, options)
             after = _memory_bytes()
             held = None if before is None or after is None else max(0, after - before)
             if url is not None:
@@ -186,6 +186,7 @@ def time_members(
         for name in options.derive:
             opened = opened_pool(names, repository, url=url, cost=dict.fromkeys(names, 1.0), derive=[name])
             timed.append(_timed_deriver(stack.enter_context(opened), repository, options, rows))
+            _ask_first(timed[-1], options)
         calls = {(one.name, batch): _asking(one, batch) for one in timed for batch in one.batches}
         local = None if url is not None else _local_cascade(timed[: len(names)])
         if local is not None:
@@ -200,7 +201,7 @@ def time_members(
         with progress(f"timing {len(timed)} members", options.rounds * len(calls)) as advance:
             # With one thread that is the time of a call on a core of its own, whatever else the machine does.
             clock = time.thread_time if url is None and threads == 1 else time.perf_counter
-            how: dict[str, Any] = {"rounds": options.rounds, "slot_s": options.slot_s, "clock": clock}
+            how: dict[str, Any] = {"rounds": options.rounds, "slot_s": options.slot_ms / 1000, "clock": clock}
             found = measured_rounds(calls, **how, advance=advance)
         pauses = () if url is None else paused_requests(calls, found, rounds=options.rounds)
     known = local or cascade
@@ -309,6 +310,23 @@ def _turns(
     if isinstance(given, Mapping):
         given = {tensor.name: given[tensor.name] for tensor in info.inputs}
     return batches, {batch: in_turn(given, batch, pad=pad) for batch in {*batches, *options.batches}}
+
+
+def _ask_first(one: _TimedModel, options: TimeOptions) -> None:
+    """Asks a model about its largest batch; where it fails on made-up rows whose length varies, that is said."""
+    try:
+        one.ask(one.batches[-1])
+    except (MemberError, InputError, RefusedError, ServerFaultError) as error:
+        if options.data is not None or not any(
+            tensor.is_text or -1 in tensor.shape[1:] for tensor in one.info.inputs
+        ):
+            raise
+        raise DataError(
+            f"timing of {one.name}",
+            got=f"made-up rows of `length={options.length}`: {error}",
+            expected="a length that the model takes",
+            fix="name a smaller `length`, or rows of yours with `data`",
+        ) from error
 
 
 def _member_timing(one: _TimedModel, found: Mapping[tuple[str, int], Floats]) -> MemberTiming:

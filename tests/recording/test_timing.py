@@ -22,6 +22,7 @@ from orchestrator.recording.served_timing import (
 from orchestrator.recording.timing import call_time, measured_rounds
 from orchestrator.spec.timing import timing_from_path
 from tests.recording.builders import NAMES, write_folder, write_member
+from tests.recording.text_members import write_tokens_member
 
 QUICK = ("--rounds", "2", "--slot-ms", "0")
 
@@ -143,6 +144,20 @@ def test_a_recording_times_its_members_on_the_same_rows(repository: Path, tmp_pa
     assert [one.name for one in timing_from_path(tmp_path / "timing.json").members] == ["small", "large"]
 
 
+def test_made_up_rows_that_are_too_long_for_a_member_name_their_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tokens_member(tmp_path, only=8)
+    words = ["time", "tokens", "--repository", str(tmp_path), "--batches", "1", *QUICK, "--length"]
+    assert run([*words, "8"]) == 0
+    capsys.readouterr()
+    assert run([*words, "9"]) == 2
+    error = capsys.readouterr().err
+    assert "timing of tokens: got made-up rows of --length 9: member tokens" in error
+    assert "name a smaller --length, or rows of yours with --data" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.slow  # starts a server
 def test_members_and_what_a_cascade_adds_are_timed_as_served(repository: Path, tmp_path: Path) -> None:
     output = tmp_path / "timing.json"
@@ -168,6 +183,7 @@ def test_members_and_what_a_cascade_adds_are_timed_as_served(repository: Path, t
         (("nobody",), "no manifest.json"),
         (("small", "--batches", "1,x"), "expected whole numbers with commas"),
         (("small", "--batches", "0"), "--batches: got 0"),
+        (("small", "--slot-ms", "inf"), "--slot-ms: got inf"),
         (("small", "-o", "."), "got a folder"),
         ((",",), "got none"),
         (("small", "--served", "--url", "127.0.0.1:1"), "--served and --url"),
@@ -177,7 +193,7 @@ def test_members_and_what_a_cascade_adds_are_timed_as_served(repository: Path, t
 def test_what_cannot_be_timed_is_refused_in_one_line(
     repository: Path, words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["time", *words, "--repository", str(repository), *QUICK]) == 2
+    assert run(["time", *QUICK, *words, "--repository", str(repository)]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1

@@ -111,10 +111,16 @@ def write_numbers_member(repository: Path, name: str = "table") -> None:
     _write(repository, name, model, (TensorSpec(name="features", dtype="FP32", dims=(3,)),), 6)
 
 
-def write_tokens_member(repository: Path, name: str = "tokens", *, length: RowLength | None = None) -> None:
-    """Class 1 where the token ids that the mask shows add up to more than 10, of rows of any length."""
+def write_tokens_member(
+    repository: Path, name: str = "tokens", *, length: RowLength | None = None, only: int = 1
+) -> None:
+    """Class 1 where the token ids that the mask shows add up to more than 10, of rows of any length.
+
+    With `only` above 1 it fails where rows have neither one token nor so many.
+    """
     nodes = [
-        helper.make_node("Mul", ["input_ids", "attention_mask"], ["shown"]),
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["product"]),
+        helper.make_node("Add", ["product", "places"], ["shown"]),
         helper.make_node("ReduceSum", ["shown", "axis"], ["sum"], keepdims=1),
         helper.make_node("Cast", ["sum"], ["score"], to=TensorProto.FLOAT),
         helper.make_node("Sub", ["score", "ten"], ["more"]),
@@ -122,7 +128,7 @@ def write_tokens_member(repository: Path, name: str = "tokens", *, length: RowLe
         helper.make_node("Concat", ["less", "more"], ["logits"], axis=1),
     ]
     ids = (TensorProto.INT64, ["n", "length"])
-    weights = {"axis": np.array([1]), "ten": np.float32(10)}
+    weights = {"axis": np.array([1]), "ten": np.float32(10), "places": np.zeros(only, np.int64)}
     model = model_of(nodes, {"input_ids": ids, "attention_mask": ids}, {"logits": ["n", 2]}, weights, ir=8)
     tensors = tuple(TensorSpec(name=one, dtype="INT64", dims=(-1,)) for one in TOKENS)
     _write(repository, name, model, tensors, 100, length=length)

@@ -62,7 +62,7 @@ def test_held_out_batches_say_how_far_off_the_line_they_lie() -> None:
 
 def test_the_slowest_of_some_members_is_so_at_a_batch_that_is_known_of_all() -> None:
     # By its largest batch, of one row, the quick one would be the slowest.
-    quick = MemberTiming(name="quick", calls=calls_of(1.0, 0.01, (1,)))
+    quick = MemberTiming(name="quick", calls=calls_of(1.2, 0.01, (1,)))
     timing = timing_of(members=(*timing_of(members=(quick,)).members, *timing_of().members))
     assert timing.slowest(("quick", "a", "b")) == "b"
     assert timing.slowest(("a",)) == "a"

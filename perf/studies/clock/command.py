@@ -25,8 +25,8 @@ from perf.studies.reproduce.evaluate import TimingLoad
 PAGE = Path("docs/clock.md")
 # What is held to the goal: so many of the plans within these ratios.
 LOW, HIGH, GOAL = 0.9, 1.1, 0.9
-WHOLE = ClockEffort(timing_rounds=9, slot_s=0.02, passes=5, pass_s=0.6, window_s=3.0)
-QUICK = ClockEffort(timing_rounds=5, slot_s=0.02, passes=3, pass_s=0.5, window_s=1.5)
+WHOLE = ClockEffort(timing_rounds=9, slot_ms=20.0, passes=5, pass_s=0.6, window_s=3.0)
+QUICK = ClockEffort(timing_rounds=5, slot_ms=20.0, passes=3, pass_s=0.5, window_s=1.5)
 _BATCHES_TIMED = (1, 2, 4, 8, 16, 32)
 WHOLE_HERE = InProcessEffort(
     rows=None,
@@ -35,7 +35,7 @@ WHOLE_HERE = InProcessEffort(
 )
 QUICK_HERE = InProcessEffort(
     rows=4000,
-    timing=TimeOptions(batches=_BATCHES_TIMED, rounds=5, slot_s=0.01),
+    timing=TimeOptions(batches=_BATCHES_TIMED, rounds=5, slot_ms=10.0),
     loads=(TimingLoad(batch=1, rows=512, rounds=5), TimingLoad(batch=32, rows=1024, rounds=5)),
 )
 # The part without a server, as a committee is named.

@@ -54,14 +54,14 @@ class ClockEffort:
     """How long everything is measured.
 
     Args:
-        timing_rounds, slot_s: of `time_members`.
+        timing_rounds, slot_ms: of `time_members`.
         passes: over the rows that a load is measured on, in turns with the other loads.
         pass_s: of a pass with full requests, about.
         window_s: of a pass at a rate.
     """
 
     timing_rounds: int
-    slot_s: float
+    slot_ms: float
     passes: int
     pass_s: float
     window_s: float
@@ -104,7 +104,7 @@ def timing_of(committee: Committee, effort: ClockEffort) -> Timing:
     options = TimeOptions(
         batches=(1, 2, 4, 8, 16, 32),
         rounds=effort.timing_rounds,
-        slot_s=effort.slot_s,
+        slot_ms=effort.slot_ms,
         data=None if committee.data is None else RecordOptions(data=committee.data),
         derive=committee.derive,
     )
