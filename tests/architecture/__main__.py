@@ -9,7 +9,7 @@ from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
 MOST_MODULES = 319
-MOST_LINES = 64_848
+MOST_LINES = 64_866
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:
