@@ -14,6 +14,7 @@ import contextlib
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ _UNFINISHED = re.compile(r"\.(part-|_refused-|_committee).*\.part$")
 class PartsFolder:
     """The parts of one job; made by `opened_parts`.
 
+    Parts are written in a thread of their own: an interrupt may come at any statement of the main thread, and must
+    not come between rows and their count, by which the next run finds where to go on.
+
     Attributes:
         count: of the rows that parts stand for, which are all from the first one on.
         resumed: how many there were when the folder was opened.
@@ -55,8 +59,11 @@ class PartsFolder:
         kept_types: Mapping[str, Any],
         classes: int | None,
         part_rows: int,
+        schema: Any,
+        writing: ThreadPoolExecutor,
     ) -> None:
         self.folder, self.count, self._part_rows = folder, count, part_rows
+        self._schema, self._writing = schema, writing
         self._kept_types, self._classes = kept_types, classes
         self.resumed = count.done
         self._open = contextlib.ExitStack()
@@ -68,32 +75,50 @@ class PartsFolder:
     def add(self, outcome: BlockOutcome) -> None:
         """Adds the rows that come next.
 
-        Raises DiskError where they cannot be written.
+        Raises:
+            DiskError: they cannot be written.
+            DataError: their columns are not those of the parts before.
         """
+        self._writing.submit(self._add, outcome).result()
+
+    def _add(self, outcome: BlockOutcome) -> None:
         if self._writer is None:
             path = self.folder / _part_name(self.count.done)
-            self._writer = ParquetAnswers(self._open.enter_context(whole_file(path)), name=path)
+            temporary = self._open.enter_context(whole_file(path))
+            self._writer = ParquetAnswers(temporary, name=path, schema=self._schema)
             self._since_s = time.monotonic()
-        for part in outcome.answered:
-            self._writer.add(columns_of(part))
-        self._refused += outcome.refused
-        self._held.add(outcome)
+        # All of them first: rows that cannot be written take nothing with them.
+        batches = [self._writer.batch_of(columns_of(part)) for part in outcome.answered]
+        with self._whole():
+            for batch in batches:
+                self._writer.add_batch(batch)
+            self._refused += outcome.refused
+            self._held.add(outcome)
         now_s = time.monotonic()
         longest_s = max(PART_S, PART_SHARE * (now_s - self._started_s))
         if self._held.done >= self._part_rows or now_s - self._since_s >= longest_s:
-            self.commit()
+            self._commit()
 
     def commit(self) -> None:
-        """Puts the part in place that was begun, if one was."""
+        """Puts the part in place that was begun, if one was.
+
+        Raises DiskError where it cannot be; then its rows are asked again.
+        """
+        self._writing.submit(self._commit).result()
+
+    def _commit(self) -> None:
+        if not self._held.done:
+            self._abandon()
         if self._writer is None:
             return
-        if self._refused:
-            write_file(self.folder / _refused_name(self.count.done), refused_lines(self._refused))
-        if not self._held.answered:
-            self._writer.add(_no_answers(self._refused[0].id, self._kept_types, self._classes))
-        writer, self._writer = self._writer, None
-        with self._open:
-            writer.close()
+        with self._whole():
+            if self._refused:
+                write_file(self.folder / _refused_name(self.count.done), refused_lines(self._refused))
+            if not self._held.answered:
+                self._writer.add(_no_answers(self._refused[0].id, self._kept_types, self._classes))
+            with self._open:
+                self._writer.close()
+        self._schema, self._writer = self._writer.schema, None
         self.count.join(self._held)
         self._held, self._refused = BatchCount(), []
 
@@ -103,18 +128,24 @@ class PartsFolder:
         try:
             yield
             self.commit()
-        except DiskError:
-            self._abandon()
-            raise
         except BaseException:
             with contextlib.suppress(DiskError):
                 self.commit()
+            raise
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Throws away the part that was begun where the block fails: it may be without some of its rows."""
+        try:
+            yield
+        except BaseException:
             self._abandon()
             raise
 
     def _abandon(self) -> None:
         """Throws away the part that was begun, if one was."""
         self._writer = None
+        self._held, self._refused = BatchCount(), []
         # As if the block in which it is written had failed.
         with contextlib.suppress(_Abandoned), self._open:
             raise _Abandoned
@@ -190,7 +221,18 @@ def opened_parts(
         # Files behind the rows that are done may have been mended, or be new.
         document = {"format": FORMAT, **about, "files": [list(asdict(one).values()) for one in files]}
         write_file(folder / ABOUT, text_from_json(document))
-        yield PartsFolder(folder, count=count, kept_types=kept_types, classes=classes, part_rows=part_rows)
+        writing = stack.enter_context(ThreadPoolExecutor(1))
+        # Starts the thread: a pool that is interrupted while it does starts a second one later.
+        schema = writing.submit(_schema_of, folder).result()
+        yield PartsFolder(
+            folder,
+            count=count,
+            kept_types=kept_types,
+            classes=classes,
+            part_rows=part_rows,
+            schema=schema,
+            writing=writing,
+        )
 
 
 def _known_job(folder: Path) -> Mapping[str, Any] | None:
@@ -261,6 +303,15 @@ def _counted(folder: Path, most: int | None = None) -> tuple[BatchCount, set[str
         if not table.num_rows and not lines:
             raise DataError(f"{path}", got="a part without rows", fix="remove it")
     return count, good
+
+
+def _schema_of(folder: Path) -> Any:
+    """The columns of the parts; None where there is no part."""
+    # pyarrow is optional.
+    import pyarrow.parquet as pq
+
+    first = folder / _part_name(0)
+    return pq.read_schema(first) if first.is_file() else None
 
 
 def _remove_loose_ends(folder: Path, whole: Collection[str]) -> None:

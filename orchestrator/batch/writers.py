@@ -105,15 +105,19 @@ def _numpy_kept(column: Any) -> Rows:
 
 
 class ParquetAnswers:
-    """Writes a row group whenever enough answers have come."""
+    """Writes a row group whenever enough answers have come.
 
-    def __init__(self, path: Path, *, name: Path) -> None:
-        del name
+    Attributes:
+        schema: Arrow's, of all rows; None before the first ones say it.
+    """
+
+    def __init__(self, path: Path, *, name: Path, schema: Any = None) -> None:
         # pyarrow is optional.
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._pa, self._pq, self._path = pa, pq, path
+        self._pa, self._pq, self._path, self._name = pa, pq, path, name
+        self.schema = schema
         self._types = {name: pa.from_numpy_dtype(column.numpy_dtype) for name, column in COLUMNS.items()}
         self._writer: Any = None
         self._parts: list[Any] = []
@@ -121,10 +125,31 @@ class ParquetAnswers:
 
     def add(self, columns: Mapping[str, Any]) -> None:
         """Adds rows; none of them still says which columns there are."""
-        arrays = {name: self._array(name, column) for name, column in columns.items()}
-        self._parts.append(self._pa.RecordBatch.from_pydict(arrays))
-        self._rows += len(columns["id"])
-        self._bytes += self._parts[-1].nbytes
+        self.add_batch(self.batch_of(columns))
+
+    def batch_of(self, columns: Mapping[str, Any]) -> Any:
+        """Rows as Arrow has them.
+
+        Raises DataError where their columns are not those of the rows before.
+        """
+        batch = self._pa.RecordBatch.from_pydict(
+            {name: self._array(name, column) for name, column in columns.items()}
+        )
+        if self.schema is None:
+            self.schema = batch.schema
+        if not batch.schema.equals(self.schema):
+            here, before = (dict(zip(one.names, one.types, strict=True)) for one in (batch.schema, self.schema))
+            name = next((one for one in {**before, **here} if here.get(one) != before.get(one)), "id")
+            got, expected = (f"{one.get(name, 'no column')}" for one in (here, before))
+            fix = "name another output, or rows of one kind"
+            raise DataError(f"{self._name} column {name}", got=got, expected=f"{expected} as before", fix=fix)
+        return batch
+
+    def add_batch(self, batch: Any) -> None:
+        """Adds rows that `batch_of` has made."""
+        self._parts.append(batch)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
         if self._rows >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
             self._flush()
 
@@ -135,6 +160,9 @@ class ParquetAnswers:
             self._writer.close()
 
     def _array(self, name: str, column: Any) -> Any:
+        if isinstance(column, np.ndarray) and not column.dtype.isnative:
+            # Arrow has only the order of bytes of the machine; files of other fields have either.
+            column = column.astype(column.dtype.newbyteorder("="))
         if isinstance(column, np.ndarray) and column.ndim == 2:
             return self._pa.FixedSizeListArray.from_arrays(self._pa.array(column.ravel()), column.shape[1])
         return self._pa.array(column, self._types.get(name))
@@ -142,7 +170,6 @@ class ParquetAnswers:
     def _flush(self) -> None:
         if self._parts:
             table = self._pa.Table.from_batches(self._parts)
-            # Only now are the types of carried columns known.
-            self._writer = self._writer or self._pq.ParquetWriter(self._path, table.schema)
+            self._writer = self._writer or self._pq.ParquetWriter(self._path, self.schema)
             self._writer.write_table(table)
         self._parts, self._rows, self._bytes = [], 0, 0

@@ -28,12 +28,20 @@ def wait_in_loop(work: Coroutine[Any, Any, T]) -> T:
         else:
             done.set_exception(error)
 
-    loop.call_soon_threadsafe(begin)
+    def end() -> None:
+        if tasks:
+            tasks[0].cancel()
+        else:
+            # The interrupt came before the loop was told of the work.
+            work.close()
+            done.set_exception(asyncio.CancelledError())
+
     try:
+        loop.call_soon_threadsafe(begin)
         return done.result()
     except BaseException:
         if not done.done():
-            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            loop.call_soon_threadsafe(end)
             done.exception()
         raise
 

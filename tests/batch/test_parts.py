@@ -1,6 +1,8 @@
 """Jobs into a folder of parts: killed at any moment and started again, no row is lost and none is there twice."""
 
+import itertools
 import json
+import os
 import random
 import signal
 import subprocess
@@ -17,7 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.batch.parts import opened_parts
+from orchestrator.batch.writers import ParquetAnswers
 from orchestrator.cli.batch import REFUSED
+from orchestrator.errors import DataError
 from orchestrator.spec.cascade import PLAN_SHA256
 from tests.batch.fixtures import Batching
 from tests.fakes.kserve import cascade_answer, images
@@ -214,6 +218,51 @@ def test_ctrl_c_keeps_what_was_answered(job: Batching) -> None:
     assert_whole(job, "answers")
 
 
+@pytest.mark.parametrize("added", [1, 12])
+def test_an_interrupt_between_rows_and_their_count_loses_and_doubles_none(
+    job: Batching, monkeypatch: pytest.MonkeyPatch, added: int
+) -> None:
+    write_days(job.folder / "in")
+    add_batch, calls = ParquetAnswers.add_batch, itertools.count(1)
+
+    def interrupted(self: ParquetAnswers, batch: Any) -> None:
+        add_batch(self, batch)
+        if next(calls) == added:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+
+    monkeypatch.setattr(ParquetAnswers, "add_batch", interrupted)
+    said = job.batch("in", "answers", "--request-rows", 20, code=130)
+    assert f"of {ROWS} rows are kept" in said
+    kept = int(said.split(f" of {ROWS} rows are kept")[0].split()[-1])
+    # Blocks are of one group of rows at most, and end where a file does.
+    assert kept >= 20 * added // 2
+    assert f", {kept} of them before" in job.batch("in", "answers", code=REFUSED)
+    assert_whole(job, "answers")
+
+
+def test_a_column_that_cannot_be_written_is_told_of_as_what_it_is(
+    job: Batching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.save(images=images(np.arange(60)))
+
+    def refuse(*_: object) -> Any:
+        raise DataError("column", got="nothing that Parquet has")
+
+    monkeypatch.setattr(ParquetAnswers, "batch_of", refuse)
+    assert "column: got nothing that Parquet has; 0 of 60 rows are kept" in job.batch("in.npz", "answers", code=2)
+    assert not list((job.folder / "answers").glob("*part-*"))
+
+
+def test_carried_columns_may_have_either_order_of_bytes(job: Batching) -> None:
+    job.save(images=images(np.arange(60)), be=np.arange(60, dtype=">i4"), le=np.arange(60, dtype="<i4"))
+    for output in ("answers", "out.parquet"):
+        job.batch("in.npz", output, "--keep-columns", "be,le")
+        table = pq.read_table(job.folder / output)
+        assert table["be"].type == pa.int32()
+        assert table["be"].to_pylist() == table["le"].to_pylist() == list(range(60))
+
+
 # -- what is not the same job -----------------------------------------------------------------------
 
 
@@ -262,6 +311,26 @@ def test_a_folder_of_another_job_or_with_other_things_is_refused(job: Batching) 
     assert "a folder that holds something else: notes.txt" in job.batch("in", "other", code=2)
     assert [path.name for path in (job.folder / "other").iterdir()] == ["notes.txt"]
     assert len(job.fake.calls) == asked
+
+
+@pytest.mark.parametrize("change", ["partition", "ids"])
+def test_input_that_has_grown_does_not_make_parts_of_other_types(job: Batching, change: str) -> None:
+    pixels = pa.array(images(np.arange(20)).reshape(20, -1).tolist(), pa.list_(pa.float32()))
+    for day in ("day=1", "day=x"):
+        (job.folder / "in" / day).mkdir(parents=True)
+    table = pa.table({"image": pixels})
+    pq.write_table(table, job.folder / "in" / "day=1" / "rows.parquet")
+    job.batch("in", "answers")
+    if change == "partition":
+        pq.write_table(table, job.folder / "in" / "day=x" / "rows.parquet")
+    else:
+        named = table.append_column("id", pa.array([f"r{row}" for row in range(20)]))
+        pq.write_table(named, job.folder / "in" / "day=1" / "rows2.parquet")
+    line = job.batch("in", "answers", code=2)
+    column, got, expected = {"partition": ("day", "string", "int"), "ids": ("id", "string", "int64")}[change]
+    assert f"column {column}: got {got}, expected {expected}" in line
+    assert "20 of 40 rows are kept" in line
+    assert pq.read_table(job.folder / "answers").num_rows == 20
 
 
 def test_two_jobs_at_once_do_not_write_one_folder(job: Batching) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import inspect
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from orchestrator.client.loop import wait_in_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient, GrpcClient, closed_loop, in_order
 from orchestrator.client.over_http import HttpClient
 from orchestrator.errors import ClientError, RefusedError, ServerFaultError, UnavailableError
@@ -191,3 +193,23 @@ def test_a_closed_loop_asks_every_row_once_and_keeps_order() -> None:
     assert result.answers == list(range(20))
     assert most == 4
     assert (result.latency_ms > 0).all()
+
+
+def test_work_that_is_interrupted_before_its_loop_knows_of_it_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing() -> None:
+        pass
+
+    async def running() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    loop, work = wait_in_loop(running()), nothing()
+    call_soon = loop.call_soon_threadsafe
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.setattr(loop, "call_soon_threadsafe", call_soon)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        wait_in_loop(work)
+    assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED
