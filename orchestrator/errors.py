@@ -216,6 +216,10 @@ class UnknownModelError(RefusedError):
     """The server does not have that model."""
 
 
+class ChangedModelError(ClientError):
+    """Under the model's name something else is served than when the work began."""
+
+
 class ServerFaultError(ClientError):
     """The server failed in a way that trying again may not mend."""
 

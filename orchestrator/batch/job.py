@@ -94,7 +94,7 @@ def run_batch(job: BatchJob, *, progress: Progress = no_progress) -> BatchCount:
     Raises:
         DataError: the rows cannot be read, or the answers cannot be written.
         InputError: the rows do not fit the model.
-        ClientError: the server is gone, too slow, or fails whatever the rows.
+        ClientError: the server is gone, too slow, fails whatever the rows, or serves another plan than at first.
     """
     with contextlib.closing(job.predictor) as predictor:
         reader = picture_reader(job.repository, predictor.info)
@@ -127,15 +127,15 @@ def _into_file(job: BatchJob, rows: StoredRows, progress: Progress) -> BatchCoun
             contextlib.closing(job.predictor.outcomes(blocks)) as outcomes,
         ):
             advance(0)
-            _write(job.output, outcomes, count=count, advance=advance)
+            _write(job, outcomes, count=count, advance=advance)
     except ClientError as error:
         what = f"batch stopped after {count.done} of {rows.total} rows, nothing written: {error.what}"
-        raise type(error)(what, got=error.got, fix=error.fix) from error
+        raise type(error)(what, got=error.got, expected=error.expected, fix=error.fix) from error
     return count
 
 
-def _write(output: Path, outcomes: Iterator[BlockOutcome], *, count: BatchCount, advance: Advance) -> None:
-    side = refused_path(output)
+def _write(job: BatchJob, outcomes: Iterator[BlockOutcome], *, count: BatchCount, advance: Advance) -> None:
+    output, side = job.output, refused_path(job.output)
     with whole_file(side) as side_part, whole_file(output) as output_part:
         answers = (NpzAnswers if output.suffix == ".npz" else ParquetAnswers)(output_part, name=output)
         with side_part.open("w", encoding="utf-8") as refused:
@@ -146,6 +146,7 @@ def _write(output: Path, outcomes: Iterator[BlockOutcome], *, count: BatchCount,
                 count.add(outcome)
                 advance(outcome.size)
         answers.close()
+        job.predictor.require_same_model()
         if not count.answered:
             output_part.unlink()
         if not count.refused:
@@ -164,6 +165,7 @@ def _into_folder(job: BatchJob, rows: StoredRows, progress: Progress) -> BatchCo
         kept_types=rows.kept_types,
         classes=classes,
         part_rows=job.part_rows,
+        confirm=predictor.require_same_model,
     ) as parts:
         count, start = parts.count, parts.count.done
         count.resumed = start

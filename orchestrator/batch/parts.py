@@ -13,7 +13,7 @@ rows is written before it: its own renaming settles both. What reads folders of 
 import contextlib
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 
 from orchestrator.batch.count import BatchCount
 from orchestrator.batch.writers import ParquetAnswers, columns_of, kept_as, refused_lines, whole_file
-from orchestrator.errors import DataError, DiskError, first_few
+from orchestrator.errors import ChangedModelError, DataError, DiskError, first_few
 from orchestrator.files import contents_of, locked_folder, write_file
 from orchestrator.predictor.asking import COLUMNS, PROBABILITIES, BlockOutcome
 from orchestrator.rows.blocks import RefusedRow, SourceFile
@@ -59,11 +59,12 @@ class PartsFolder:
         kept_types: Mapping[str, Any],
         classes: int | None,
         part_rows: int,
+        confirm: Callable[[], None],
         schema: Any,
         writing: ThreadPoolExecutor,
     ) -> None:
         self.folder, self.count, self._part_rows = folder, count, part_rows
-        self._schema, self._writing = schema, writing
+        self._confirm, self._schema, self._writing = confirm, schema, writing
         self._kept_types, self._classes = kept_types, classes
         self.resumed = count.done
         self._open = contextlib.ExitStack()
@@ -102,7 +103,11 @@ class PartsFolder:
     def commit(self) -> None:
         """Puts the part in place that was begun, if one was.
 
-        Raises DiskError where it cannot be; then its rows are asked again.
+        Where it cannot be, its rows are asked again.
+
+        Raises:
+            DiskError: it cannot be written.
+            ClientError: its answers cannot be taken for those of the job.
         """
         self._writing.submit(self._commit).result()
 
@@ -112,6 +117,7 @@ class PartsFolder:
         if self._writer is None:
             return
         with self._whole():
+            self._confirm()
             if self._refused:
                 write_file(self.folder / _refused_name(self.count.done), refused_lines(self._refused))
             if not self._held.answered:
@@ -128,8 +134,11 @@ class PartsFolder:
         try:
             yield
             self.commit()
+        except ChangedModelError:
+            self._writing.submit(self._abandon).result()
+            raise
         except BaseException:
-            with contextlib.suppress(DiskError):
+            with contextlib.suppress(DiskError, ChangedModelError):
                 self.commit()
             raise
 
@@ -186,6 +195,7 @@ def opened_parts(
     kept_types: Mapping[str, Any],
     classes: int | None,
     part_rows: int,
+    confirm: Callable[[], None],
 ) -> Iterator[PartsFolder]:
     """The folder of a job, new or begun earlier; nobody else can write there meanwhile.
 
@@ -196,6 +206,7 @@ def opened_parts(
         kept_types: of the columns that are carried along, see `StoredRows`.
         classes: how many probabilities each answer carries; None where it carries none.
         part_rows: in a part, at least.
+        confirm: called before a part is put in place, raises ClientError where its answers are not the job's.
 
     Raises:
         DataError: the folder holds something else, or the results of another job.
@@ -230,6 +241,7 @@ def opened_parts(
             kept_types=kept_types,
             classes=classes,
             part_rows=part_rows,
+            confirm=confirm,
             schema=schema,
             writing=writing,
         )

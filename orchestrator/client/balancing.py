@@ -17,6 +17,7 @@ class BalancingPolicy:
     Envoy's own defaults are meant for hundreds of hosts: 30 s, 300 s and 10 %.
     """
 
+    attempt_s: float = float("inf")  # longest wait for an answer of one server; then a neighbour is asked
     check_s: float = 1.0  # pause between two health checks of a server
     check_timeout_s: float = 2.0  # for each call of a health check
     consecutive_failures: int = 5  # that eject a server

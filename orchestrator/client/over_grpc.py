@@ -30,7 +30,13 @@ from orchestrator.client.sync import (
 )
 from orchestrator.decision import Policy
 from orchestrator.spec.rows import AnyRows
-from orchestrator.spec.served_model import ModelInfo, model_from_json, scores_output, wanted_outputs
+from orchestrator.spec.served_model import (
+    ModelInfo,
+    identity_from_config,
+    model_from_json,
+    scores_output,
+    wanted_outputs,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -195,6 +201,10 @@ class AsyncGrpcClient(Asker):
             model, lambda left_s: self._open().get_model_config(model, as_json=True, client_timeout=left_s)
         )
         return dict(answer["config"])
+
+    async def identity(self, model: str) -> str:
+        """What is served under the name now, in words: the same for models that answer alike."""
+        return identity_from_config(await self.config(model))
 
     async def infer(self, model: str, rows: AnyRows, *, policy: Policy | None = None) -> ServedAnswers:
         """As `SyncClient.infer`."""

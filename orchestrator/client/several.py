@@ -100,15 +100,18 @@ class SeveralServers:
                 raise InferenceServerException("Deadline Exceeded", status="StatusCode.DEADLINE_EXCEEDED")
             call = getattr(self._clients[server], name)
             try:
-                return await self._attempt(server, call(**{**arguments, "client_timeout": left_s}))
+                limit_s = min(left_s, self._policy.attempt_s)
+                return await self._attempt(server, model, call(**{**arguments, "client_timeout": limit_s}))
             except InferenceServerException as error:
                 if not self._is_for_a_neighbour(server, error):
                     raise
                 faults[server] = error
         raise self._nobody(model, faults)
 
-    async def _attempt(self, server: BalancedServer, call: Coroutine[Any, Any, T]) -> T:
+    async def _attempt(self, server: BalancedServer, model: str, call: Coroutine[Any, Any, T]) -> T:
         """One request to one server; cancelled from `_check`, it counts as unavailable."""
+        # It may have been started again since, with another plan.
+        is_suspect = bool(server.in_a_row or server.reasons)
         task = asyncio.ensure_future(call)
         attempts = self._attempts[server]
         attempts.add(task)
@@ -122,6 +125,10 @@ class SeveralServers:
         if task.cancelled():
             raise InferenceServerException("no sign of life", status="StatusCode.UNAVAILABLE")
         answer = task.result()
+        if is_suspect:
+            await self._compare_again(server)
+            if model in server.others:
+                raise InferenceServerException(server.others[model], status="StatusCode.UNAVAILABLE")
         self._balancer.succeeded(server)
         return answer
 
@@ -135,7 +142,9 @@ class SeveralServers:
         counts = not any(words in fault for words in _NO_FAULT)
         if self._balancer.failed(server, now_s, fault, counts=counts):
             _log.warning("%s is not asked for %.0f s: %s", server.address, server.ejected_until_s - now_s, fault)
-        return isinstance(ours, UnavailableError | UnknownModelError)
+        # A limit of one attempt leaves time for the next.
+        is_late = isinstance(ours, TimeLimitError) and self._policy.attempt_s < float("inf")
+        return is_late or isinstance(ours, UnavailableError | UnknownModelError)
 
     def _ours(self, error: Exception, server: BalancedServer) -> ClientError:
         return error_from(error, what=server.address, endpoints=[self._endpoints[server]])
@@ -145,8 +154,9 @@ class SeveralServers:
     ) -> InferenceServerException:
         """The error where no server has answered, which says once what several have in common."""
         ours = {server: self._ours(error, server) for server, error in faults.items()}
-        if ours and all(isinstance(one, UnknownModelError) for one in ours.values()):
-            return next(iter(faults.values()))
+        for kind in (UnknownModelError, TimeLimitError):
+            if ours and all(isinstance(one, kind) for one in ours.values()):
+                return next(iter(faults.values()))
         servers, now_s = self._balancer.servers, time.monotonic()
         reasons = {one: ours[one].got if one in ours else one.reason(model, now_s) for one in servers}
         # The errors of one cause differ in addresses.
@@ -190,10 +200,12 @@ class SeveralServers:
     async def _watch(self, server: BalancedServer) -> None:
         while True:
             await asyncio.sleep(self._policy.check_s)
-            identities = await self._check(server, list(self._begun))
-            for model, identity in identities.items():
-                self._hold_to_agreed(server, model, identity)
-            self._say(server)
+            await self._compare_again(server)
+
+    async def _compare_again(self, server: BalancedServer) -> None:
+        for model, identity in (await self._check(server, list(self._begun))).items():
+            self._hold_to_agreed(server, model, identity)
+        self._say(server)
 
     async def _check(self, server: BalancedServer, models: Sequence[str]) -> dict[str, str]:
         """Takes in whether a server is ready for models; what it serves under each name that it is ready for."""
@@ -237,12 +249,13 @@ class SeveralServers:
         for model in ("", *self._begun):
             reason = server.reasons.get("") if not model else server.reasons.get(model) or server.others.get(model)
             before = self._said.get((server, model), "")
-            if bool(reason) != bool(before):
+            # A server that is back with another plan is not asked again.
+            is_back = not reason and (bool(model) or not (server.reasons or server.others))
+            if bool(reason) != bool(before) and (reason or is_back):
                 text = f"is not asked: {reason}" if reason else "is asked again"
                 able = len([one for one in self._balancer.servers if not one.reasons and not one.others])
-                _log.warning(
-                    "%s %s; %d of %d servers are", server.address, text, able, len(self._balancer.servers)
-                )
+                count = len(self._balancer.servers)
+                _log.warning("%s %s; %d of %d servers are asked", server.address, text, able, count)
             self._said[server, model] = reason or ""
 
 

@@ -6,62 +6,38 @@ ends the work when no row of the request gets an answer: then the rows were not 
 """
 
 import asyncio
-import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.client.answers import OutputKinds, ServedAnswers
+from orchestrator.client.answers import ServedAnswers
 from orchestrator.decision import Policy
 from orchestrator.errors import (
     ClientError,
     CommitteeError,
     RefusedError,
     TimeLimitError,
-    UnavailableError,
     UnknownModelError,
 )
 from orchestrator.predictor.pacing import RequestRows
+from orchestrator.predictor.patience import AsyncAnswers, Patience, require_same
 from orchestrator.rows.blocks import RefusedRow, RowBlock, without_odd_texts
 from orchestrator.spec.answer import ANSWER_COLUMNS
-from orchestrator.spec.rows import AnyRows
 from orchestrator.spec.served_model import ModelInfo
 
-T = TypeVar("T")
 Rows = npt.NDArray[Any]
 # Requests that wait for an earlier, slower one, for each under way; more would only cost memory.
 AHEAD = 4
 COLUMNS = {name: column for name, column in ANSWER_COLUMNS.items() if not column.is_vector}
 PROBABILITIES = next(name for name, column in ANSWER_COLUMNS.items() if column.is_vector)
-# Pauses while a server is away: they double up to the longest.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-
-
-class AsyncAnswers(Protocol):
-    """What answers rows: a client of one server, of several, or members in this process.
-
-    Errors are `ClientError`; what is `UnavailableError` may be asked again.
-    """
-
-    kinds: OutputKinds
-
-    async def metadata(self, model: str) -> ModelInfo:
-        """The model's tensors and batch limit."""
-
-    async def infer(self, model: str, rows: AnyRows, *, policy: Policy | None = None) -> ServedAnswers:
-        """Answers to rows, in their order."""
-
-    async def ready(self, model: str | None = None) -> bool:
-        """Whether it would answer now."""
-
-    async def close(self) -> None:
-        """Lets go what it holds."""
+# How often the model is compared with the one that the work began with.
+COMPARE_S = 5.0
 
 
 class AnsweredPart(NamedTuple):
@@ -101,7 +77,8 @@ class ModelAsker:
         policy: request parameters; None leaves the decision to the model.
         size: rows per request.
         in_flight: requests under way at once.
-        patience_s: how long a server that is away is waited for, before each answer.
+        patience: waits for the server.
+        identity: what it served as the model when the work began.
         probabilities: whether answers have the whole distribution.
     """
 
@@ -110,8 +87,10 @@ class ModelAsker:
     policy: Policy | None
     size: RequestRows
     in_flight: int
-    patience_s: float = 0.0
+    patience: Patience
+    identity: str
     probabilities: bool = False
+    _compared_s: float = field(default_factory=time.monotonic)
 
     async def outcomes(self, blocks: Iterator[RowBlock]) -> AsyncGenerator[BlockOutcome, None]:
         """The outcomes of blocks in order, one for each request or block.
@@ -120,7 +99,7 @@ class ModelAsker:
         was read before a block that cannot be is answered first.
 
         Raises:
-            ClientError: the server is gone, too slow, or fails whatever the rows.
+            ClientError: the server is gone, too slow, fails whatever the rows, or serves another plan.
             DataError: a block cannot be read.
         """
         gate = asyncio.Semaphore(self.in_flight)
@@ -136,6 +115,8 @@ class ModelAsker:
                         break
                 yield _joined([await task for task in waiting[0]])
                 waiting.popleft()
+                if time.monotonic() - self._compared_s > COMPARE_S:
+                    await self.require_same_model()
             if fault is not None:
                 raise fault
         finally:
@@ -144,6 +125,11 @@ class ModelAsker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def require_same_model(self) -> None:
+        """Raises ChangedModelError where another plan is served than at first; not while nobody answers."""
+        await require_same(self.client, self.info.name, self.identity)
+        self._compared_s = time.monotonic()
 
     async def _pieces(self, blocks: Iterator[RowBlock]) -> AsyncGenerator[list[RowBlock], None]:
         """Rows of one request each, those together whose outcomes cannot be told apart.
@@ -170,9 +156,7 @@ class ModelAsker:
 
     async def _gated(self, gate: asyncio.Semaphore, block: RowBlock) -> BlockOutcome:
         async with gate:
-            return await patiently(
-                partial(self._outcome, block), self.client, patience_s=self.patience_s, model_is_known=True
-            )
+            return await self.patience.answer_of(partial(self._outcome, block), model_is_known=True)
 
     async def _outcome(self, block: RowBlock) -> BlockOutcome:
         outcome = BlockOutcome(size=block.size, refused=list(block.refused))
@@ -233,33 +217,3 @@ def _joined(outcomes: Sequence[BlockOutcome]) -> BlockOutcome:
         answered=[part for one in outcomes for part in one.answered],
         refused=[row for one in outcomes for row in one.refused],
     )
-
-
-async def patiently(
-    ask: Callable[[], Awaitable[T]], client: AsyncAnswers, *, patience_s: float, model_is_known: bool = False
-) -> T:
-    """What a coroutine function gives, called again while the server is away, for at most so many seconds.
-
-    A server that starts again does not know its models at first, and one that hangs is not ready. Raises the
-    ClientError of the last call.
-    """
-    since_s, pause_s = math.nan, FIRST_PAUSE_S
-    while True:
-        try:
-            return await ask()
-        except ClientError as error:
-            since_s = time.monotonic() if math.isnan(since_s) else since_s
-            left_s = patience_s - (time.monotonic() - since_s)
-            if left_s <= 0 or not await _is_away(error, client, model_is_known=model_is_known):
-                raise
-            await asyncio.sleep(min(pause_s, left_s))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-
-
-async def _is_away(error: ClientError, client: AsyncAnswers, *, model_is_known: bool) -> bool:
-    """Whether an error is one of a server that may return."""
-    if isinstance(error, UnavailableError):
-        return True
-    if isinstance(error, RefusedError):
-        return isinstance(error, UnknownModelError) and model_is_known
-    return not await client.ready()

@@ -64,6 +64,10 @@ class InProcessAnswers:
             self._opened[model] = await asyncio.to_thread(_opened, self._models, model)
         return self._opened[model].info
 
+    async def identity(self, model: str) -> str:
+        """The same for ever: what has been opened stays as it is."""
+        return model
+
     async def infer(self, model: str, rows: AnyRows, *, policy: Policy | None = None) -> ServedAnswers:
         """Answers; rows that a member failed for have label -1.
 

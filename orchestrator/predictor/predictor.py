@@ -3,13 +3,14 @@
 import math
 import os
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.client.endpoint import Addresses
+from orchestrator.client.balancing import BALANCING
+from orchestrator.client.endpoint import Addresses, endpoints_from_addresses
 from orchestrator.client.loop import wait_in_loop
 from orchestrator.client.over_grpc import AsyncGrpcClient
 from orchestrator.decision import Policy
@@ -17,13 +18,12 @@ from orchestrator.errors import ClientError, InputError
 from orchestrator.predictor.asking import (
     COLUMNS,
     PROBABILITIES,
-    AsyncAnswers,
     BlockOutcome,
     ModelAsker,
     Rows,
-    patiently,
 )
 from orchestrator.predictor.pacing import request_rows
+from orchestrator.predictor.patience import AsyncAnswers, Patience
 from orchestrator.repository.index import picture_reader
 from orchestrator.rows.blocks import ColumnNames, RowBlock
 from orchestrator.spec.request import INPUT_DTYPES
@@ -48,7 +48,7 @@ class ServedModels:
     """Models of a server, or of several that serve the same ones, asked over gRPC."""
 
     servers: Addresses
-    timeout_s: float = 60.0  # longest wait for one answer
+    timeout_s: float = 60.0  # longest wait for one answer of one server
 
     def opened(self) -> AsyncAnswers:
         """A client, which connects when it first asks.
@@ -60,7 +60,11 @@ class ServedModels:
             fix = "start processes by spawn, or fork before the first row is asked"
             raise ClientError("predictor", got=got, fix=fix)
         _connected.add(os.getpid())
-        return AsyncGrpcClient(self.servers, timeout_s=self.timeout_s, retries=RETRIES)
+        count = len(endpoints_from_addresses(self.servers))
+        # What one server does not answer in time its neighbours are asked, with as much time.
+        balancing = replace(BALANCING, attempt_s=self.timeout_s)
+        timeout_s = count * self.timeout_s
+        return AsyncGrpcClient(self.servers, timeout_s=timeout_s, retries=RETRIES, balancing=balancing)
 
 
 class Predictor:
@@ -129,6 +133,10 @@ class Predictor:
         servers = [] if self._asker is None else getattr(self._asker.client, "servers", [])
         return {server.address: server.answered for server in servers}
 
+    def require_same_model(self) -> None:
+        """Raises ChangedModelError where another plan is served than at first; not while nobody answers."""
+        wait_in_loop(self._open().require_same_model())
+
     @property
     def rows_per_request(self) -> int:
         """How many a request has now, where the model takes so many."""
@@ -146,7 +154,8 @@ class Predictor:
         """The answers to blocks of rows, in order; rows that are refused are listed beside them.
 
         Raises:
-            ClientError: the server is gone for longer than patience lasts, too slow, or fails whatever the rows.
+            ClientError: the server is gone for longer than patience lasts, too slow, fails whatever the rows, or
+                serves another plan than at first; after `close` that is the plan that is asked.
             DataError: a block cannot be read.
         """
         outcomes = self._open().outcomes(blocks)
@@ -210,8 +219,10 @@ class Predictor:
 
     async def _opened(self) -> ModelAsker:
         client = self.models.opened()
+        patience = Patience(client, self.patience_s)
         try:
-            info = await patiently(lambda: client.metadata(self.model), client, patience_s=self.patience_s)
+            info = await patience.answer_of(lambda: client.metadata(self.model))
+            identity = await patience.answer_of(lambda: client.identity(self.model))
         except BaseException:
             await client.close()
             raise
@@ -228,7 +239,8 @@ class Predictor:
             policy=Policy(gear=0) if info.has_stages else None,
             size=size,
             in_flight=self.in_flight,
-            patience_s=self.patience_s,
+            patience=patience,
+            identity=identity,
             probabilities=self.probabilities,
         )
 

@@ -8,8 +8,8 @@ import sys
 from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
-MOST_MODULES = 319
-MOST_LINES = 64_866
+MOST_MODULES = 320
+MOST_LINES = 65_083
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:

@@ -333,7 +333,37 @@ def test_input_that_has_grown_does_not_make_parts_of_other_types(job: Batching, 
     assert pq.read_table(job.folder / "answers").num_rows == 20
 
 
+@pytest.mark.parametrize("output", ["answers", "out.parquet"])
+def test_a_plan_that_changes_while_the_job_runs_ends_it_and_no_answer_of_it_is_kept(
+    job: Batching, output: str
+) -> None:
+    write_days(job.folder / "in")
+    model = job.fake.models[0]
+
+    def changing(rows: np.ndarray, parameters: Any) -> Any:
+        answers = cascade_answer(rows, parameters)
+        if len(job.fake.calls) > 60:
+            model.settings["parameters"] = {PLAN_SHA256: {"string_value": "b" * 64}}
+            answers["label"] = (answers["label"] + 1) % 10
+        return answers
+
+    model.settings["parameters"] = {PLAN_SHA256: {"string_value": "a" * 64}}
+    model.__dict__["answer"] = changing
+    line = job.batch("in", output, "--part-rows", 60, "--request-rows", 10, "--in-flight", 2, code=5)
+    assert f"got plan {'b' * 12}, expected plan {'a' * 12}, as at the beginning" in line
+    assert (job.folder / "out.parquet").exists() is False
+    model.__dict__["answer"] = cascade_answer
+    if output == "answers":
+        kept = pq.read_table(job.folder / output).num_rows
+        assert kept > 100
+        assert "results of another job, with plan aaa" in job.batch("in", output, code=2)
+        model.settings["parameters"] = {PLAN_SHA256: {"string_value": "a" * 64}}
+        assert "of them before" in job.batch("in", output, code=REFUSED)
+        assert_whole(job, output)
+
+
 def test_two_jobs_at_once_do_not_write_one_folder(job: Batching) -> None:
     write_days(job.folder / "in")
-    with opened_parts(job.folder / "answers", {}, (), kept_types={}, classes=None, part_rows=1):
+    options = {"kept_types": {}, "classes": None, "part_rows": 1, "confirm": lambda: None}
+    with opened_parts(job.folder / "answers", {}, (), **options):
         assert "a folder that another job writes to" in job.batch("in", "answers", code=2)

@@ -1,12 +1,15 @@
 """`committee batch` over several servers."""
 
 import json
+from typing import Any
 
+import numpy as np
 import pytest
 
+from orchestrator.spec.cascade import PLAN_SHA256
 from tests.batch.fixtures import KEYS, Batching
 from tests.cli.digits import fake_server
-from tests.fakes.kserve import images
+from tests.fakes.kserve import cascade_answer, images
 from tests.fakes.kserve_fronts import GrpcFront
 
 
@@ -41,3 +44,37 @@ def test_servers_that_are_all_down_are_one_line(job: Batching) -> None:
     assert "none of 2 servers answers: failed to connect to all addresses" in said
     assert said.count("\n") <= 3
     assert job.files() == {"in.npz", "repository"}
+
+
+def test_a_plan_that_all_servers_have_changed_to_ends_the_job(job: Batching) -> None:
+    job.save(images=images(KEYS))
+    with GrpcFront(fake_server(max_batch_size=64)) as other:
+        fakes = [job.fake, other.fake]
+
+        def changing(rows: np.ndarray, parameters: Any) -> Any:
+            if sum(len(fake.calls) for fake in fakes) > 5:
+                for fake in fakes:
+                    fake.models[0].settings["parameters"] = {PLAN_SHA256: {"string_value": "b" * 64}}
+            return cascade_answer(rows, parameters)
+
+        for fake in fakes:
+            fake.models[0].settings["parameters"] = {PLAN_SHA256: {"string_value": "a" * 64}}
+            fake.models[0].__dict__["answer"] = changing
+        places = f"{job.front.address},{other.address}"
+        said = job.batch("in.npz", "out.npz", "--url", places, "--request-rows", 5, code=5)
+    assert f"got plan {'b' * 12}, expected plan {'a' * 12}, as at the beginning" in said
+    assert job.files() == {"in.npz", "repository"}
+
+
+def test_a_server_whose_model_hangs_loses_its_requests_to_its_neighbour(job: Batching) -> None:
+    job.save(images=images(KEYS))
+    with GrpcFront(fake_server(max_batch_size=64)) as other:
+        other.fake.delay_s = 1.5
+        places = f"{job.front.address},{other.address}"
+        options = ["--request-rows", 25, "--in-flight", 2, "--timeout-s", 0.4]
+        told = json.loads(job.batch("in.npz", "out.npz", "--url", places, *options, "--json"))
+        assert other.fake.calls
+    assert told["answered"] == len(KEYS)
+    # All four requests with rows, whatever else each was asked.
+    assert told["server_requests"][job.front.address] >= 4
+    assert job.answers()["label"] == (KEYS % 10).tolist()

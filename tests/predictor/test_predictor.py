@@ -123,6 +123,30 @@ def test_a_server_that_is_away_is_waited_for_as_long_as_patience_lasts(fake: Fak
     thread.join()
 
 
+def test_an_answer_out_of_time_is_asked_for_again_while_patience_lasts_but_not_for_ever(
+    fake: FakeKServe, front: GrpcFront, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = {3: 1}
+
+    def stalling(rows: np.ndarray, parameters: Any) -> Any:
+        key = round(float(rows[0, 0, 0, 0]))
+        if slow.get(key, 0) > 0:
+            slow[key] -= 1
+            time.sleep(0.6)
+        return cascade_answer(rows, parameters)
+
+    fake.models[0].__dict__["answer"] = stalling
+    options = {"timeout_s": 0.3, "patience_s": float("inf"), "request_rows": 1}
+    with predictor_of(front, **options) as predictor:
+        assert predictor.predict({"image": images([1, 3, 4])})["label"].tolist() == [1, 3, 4]
+        # Said once, however many requests wait.
+        said = [line for line in caplog.messages if line.startswith("waiting for an answer: ")]
+        assert len(said) == 1
+        slow[3] = 100
+        with pytest.raises(TimeLimitError):
+            predictor.predict({"image": images([3])})
+
+
 def test_patience_waits_for_no_model_that_was_never_there_and_no_wrong_row(front: GrpcFront) -> None:
     with predictor_of(front, "nobody", patience_s=float("inf")) as predictor, pytest.raises(UnknownModelError):
         predictor.predict({"image": images([1])})
