@@ -239,6 +239,17 @@ def test_a_model_that_makes_tensors_is_paid_for_once_by_the_first_stage_that_rea
     assert rates[0].load(((a,),), (50,)) == rates[1].load(((a,),), (50,))
 
 
+def test_rows_wait_for_the_model_that_makes_their_tensors() -> None:
+    pool, timing = pool_of(made_records(1)).members, timing_of({**TIMES, "tokens": (5.0, 0.0)})
+    where = ReachedStages(pool=pool, stages=((0,), (1,)), reached=(100, 40))
+    plain, first, later = (
+        predict(where, ClockPricing(timing=timing, load=Load(rate=1), deriving=deriving)).answered_ms
+        for deriving in ((), (("tokens", frozenset("a")),), (("tokens", frozenset("b")),))
+    )
+    assert first - plain == pytest.approx(5, rel=0.02)
+    assert later - plain == pytest.approx(5 * 0.4, rel=0.02)
+
+
 def test_a_later_stage_that_is_rarely_asked_takes_longer() -> None:
     pauses = (PausedRequest(pause_ms=1, first_ms=0, later_ms=0, rare_ms=0.4),)
     pool = pool_of(made_records(1)).members
