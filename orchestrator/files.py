@@ -158,6 +158,16 @@ def replaced_file(path: Path, *, mode: int | None = None) -> Iterator[Path]:
                 fresh.unlink()
 
 
+def remove_unfinished(path: Path) -> None:
+    """Removes what processes that were killed while they wrote a file have left beside it, as far as that goes."""
+    begin = f".{path.name}."
+    with suppress(OSError):
+        for left in path.parent.iterdir():
+            rest = left.name.removeprefix(begin)
+            if rest != left.name and rest.endswith(_PART) and _is_over(rest.split("-")[0]):
+                left.unlink()
+
+
 def _require_same_folder(path: Path, before: os.stat_result) -> None:
     """Tells a block that removed its file on purpose from somebody who removed the folder under it."""
     if not path.parent.is_dir() or not os.path.samestat(path.parent.stat(), before):

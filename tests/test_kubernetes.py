@@ -293,3 +293,6 @@ def test_the_job_runs_batch_with_options_it_has_and_knows_its_exit_codes() -> No
              for code in rule["onExitCodes"]["values"]}  # fmt: skip
     assert codes == {CommitteeError.exit_code: "FailIndex", REFUSED: "FailIndex"}
     assert job["template"]["spec"]["restartPolicy"] == "Never"
+    # The command makes no folder above its own.
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert f"{Path(words[-1]).parent}" in mounted

@@ -22,6 +22,7 @@ from orchestrator.batch.writers import (
     whole_file,
 )
 from orchestrator.errors import ClientError, CommitteeError, DataError, SpecError, interrupted_from
+from orchestrator.files import remove_unfinished
 from orchestrator.predictor.asking import BlockOutcome
 from orchestrator.predictor.predictor import Predictor
 from orchestrator.progress import Advance, Progress, no_progress
@@ -136,6 +137,8 @@ def _into_file(job: BatchJob, rows: StoredRows, progress: Progress) -> BatchCoun
 
 def _write(job: BatchJob, outcomes: Iterator[BlockOutcome], *, count: BatchCount, advance: Advance) -> None:
     output, side = job.output, refused_path(job.output)
+    for path in (output, side):
+        remove_unfinished(path)
     with whole_file(side) as side_part, whole_file(output) as output_part:
         answers = (NpzAnswers if output.suffix == ".npz" else ParquetAnswers)(output_part, name=output)
         with side_part.open("w", encoding="utf-8") as refused:

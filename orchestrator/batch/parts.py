@@ -285,7 +285,9 @@ def _rows_of_same_files(
         if now != stored:
             if done >= stop:
                 words = [", ".join(f"{one}" for one in each) for each in (stored, now or ["none"])]
-                raise DataError(f"{folder}", got=f"results of other data: {words[0]}", expected=words[1], fix=fix)
+                got = f"results of other data: {words[0]} (name, rows, state)"
+                fix += "; a file of which only the time is another is taken once touch -d has put that back"
+                raise DataError(f"{folder}", got=got, expected=words[1], fix=fix)
             return min(first, done)
         first = stop
     return done

@@ -92,13 +92,15 @@ class NpzAnswers:
         """Writes the file."""
         with archive_writer(self._path, name=self._name) as writer:
             for name, parts in self._parts.items():
-                writer.add(name, np.concatenate(parts))
+                whole = np.concatenate(parts)
+                # Text comes as objects, too.
+                writer.add(name, whole.astype(np.str_) if whole.dtype == object else whole)
 
 
 def _numpy_kept(column: Any) -> Rows:
     """An Arrow column as a numpy array, in which a missing value is NaN, NaT or empty text."""
     if str(column.type) in ("string", "large_string"):
-        return np.array(column.fill_null("").to_pylist(), np.str_)
+        return np.array(column.fill_null("").to_pylist(), object)
     values: Rows = column.to_numpy(zero_copy_only=False)
     # Booleans with nulls between them.
     return values.astype(np.float64) if values.dtype == np.object_ else values
@@ -132,9 +134,11 @@ class ParquetAnswers:
 
         Raises DataError where their columns are not those of the rows before.
         """
-        batch = self._pa.RecordBatch.from_pydict(
-            {name: self._array(name, column) for name, column in columns.items()}
-        )
+        try:
+            arrays = {name: self._array(name, column) for name, column in columns.items()}
+        except self._pa.ArrowException as error:
+            raise DataError(f"{self._name}", got=f"columns that Parquet cannot hold ({error})") from error
+        batch = self._pa.RecordBatch.from_pydict(arrays)
         if self.schema is None:
             self.schema = batch.schema
         if not batch.schema.equals(self.schema):

@@ -27,7 +27,7 @@ from orchestrator.cli.console import (
     stdout_console,
 )
 from orchestrator.commandline import with_options
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, InputError
 from orchestrator.predictor.in_process import LocalModels
 from orchestrator.predictor.predictor import Predictor, ServedModels
 from orchestrator.rows.blocks import ColumnNames
@@ -117,6 +117,8 @@ def batch(
 
     Text: committee batch --model reviews new.csv answers.parquet --text review --keep-columns review
     """
+    if in_process and url:
+        raise InputError("--url", got="--in-process beside it", expected="one of the two")
     if in_process:
         models: Any = LocalModels(repository=repository)
     else:

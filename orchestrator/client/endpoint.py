@@ -142,9 +142,12 @@ class Endpoint:
         return text
 
     def for_grpc(self) -> "Endpoint":
-        """With header names in lower case; InputError for a path or a header that gRPC keeps for itself."""
+        """With header names in lower case; InputError for a scheme, a path or a header that gRPC does not take."""
         if self.path:
             raise InputError("server address", got=repr(self.address), expected="no path: gRPC has none")
+        if self.is_http:
+            expected = "host:port, grpc:// or grpcs:// over gRPC"
+            raise InputError("server address", got=repr(self.address), expected=expected)
         lower = {name.lower(): value for name, value in self.headers.items()}
         odd = [name for name in lower if name.startswith("grpc-") or name.endswith("-bin")]
         if odd:

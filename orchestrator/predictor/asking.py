@@ -27,7 +27,7 @@ from orchestrator.errors import (
 )
 from orchestrator.predictor.pacing import RequestRows
 from orchestrator.predictor.patience import AsyncAnswers, Patience, require_same
-from orchestrator.rows.blocks import RefusedRow, RowBlock, without_odd_texts
+from orchestrator.rows.blocks import RefusedRow, RowBlock, id_at, without_odd_texts
 from orchestrator.spec.answer import ANSWER_COLUMNS
 from orchestrator.spec.served_model import ModelInfo
 
@@ -179,7 +179,7 @@ class ModelAsker:
                 if outcome.hopeless() or not await self.client.ready(self.info.name):
                     raise
             if count == 1:
-                outcome.refused.append(RefusedRow(id=block.ids[0].item(), reason=str(error.got or error)))
+                outcome.refused.append(RefusedRow(id=id_at(block.ids, 0), reason=str(error.got or error)))
             else:
                 for half in np.split(np.arange(count), [count // 2]):
                     await self._ask(block.picked(half), outcome)

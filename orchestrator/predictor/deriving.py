@@ -18,7 +18,7 @@ import numpy as np
 from orchestrator.client.sync import SyncClient
 from orchestrator.errors import DataError, RefusedError, RepositoryError
 from orchestrator.files import sha256_of_path
-from orchestrator.rows.blocks import RefusedRow, RowBlock
+from orchestrator.rows.blocks import RefusedRow, RowBlock, id_at
 from orchestrator.spec.deriving import DerivingManifest, deriving_from_path
 from orchestrator.spec.manifest import MANIFEST
 from orchestrator.spec.rows import Array, ready_rows, rows_at, stacked
@@ -54,7 +54,7 @@ class Deriver:
             made = list(pool.map(self._made, singles))
         good = np.array([row for row, one in enumerate(made) if isinstance(one, Mapping)], np.int64)
         refused = [
-            RefusedRow(id=block.ids[row].item(), reason=str(one))
+            RefusedRow(id=id_at(block.ids, row), reason=str(one))
             for row, one in enumerate(made)
             if isinstance(one, DataError)
         ]

@@ -102,12 +102,18 @@ class RefusedRow:
     reason: str
 
 
+def id_at(ids: Rows, place: int) -> int | str:
+    """One of the ids (n,) of a block, as Python has it."""
+    found: int | str = ids[place : place + 1].tolist()[0]
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowBlock:
     """Neighbouring rows of one source, in its order.
 
     Args:
-        ids: (n,), int64 or text; in a block of a `RowSource` the positions of the rows.
+        ids: (n,), int64, text or objects that are text; in a block of a `RowSource` the positions of the rows.
         rows: (n, *dims), of a model with several inputs by their names.
         refused: rows between them that cannot be read.
         kept: name -> column (n,) that goes with the rows, a numpy or an Arrow array.
@@ -322,7 +328,8 @@ def source_file(path: Path, rows: int, *, root: Path | None = None) -> SourceFil
         about = path.stat()
     # Data may lie elsewhere when the job goes on.
     name = path.name if root in (None, path) else path.relative_to(root).as_posix()
-    return SourceFile(name=name, rows=rows, state=f"{about.st_size} bytes, {about.st_mtime_ns} ns")
+    written = np.datetime64(about.st_mtime_ns, "ns")
+    return SourceFile(name=name, rows=rows, state=f"{about.st_size} bytes, written at {written}Z")
 
 
 def check_regular(path: Path, what: str) -> None:
@@ -351,7 +358,7 @@ def without_odd_texts(block: RowBlock, inputs: Sequence[TensorInfo], *, only: st
     if not faults:
         return block
     bad = np.array(sorted(faults))
-    refused = [RefusedRow(id=block.ids[place].item(), reason=faults[place]) for place in bad.tolist()]
+    refused = [RefusedRow(id=id_at(block.ids, place), reason=faults[place]) for place in bad.tolist()]
     kept = block.picked(np.setdiff1d(np.arange(len(block.ids)), bad))
     return replace(kept, refused=(*block.refused, *refused))
 

@@ -324,8 +324,8 @@ def block_of_cells(ids: Rows, cells: Iterable[Any], tensors: Sequence[TensorColu
             made.append(_row(row, tensors))
             good.append(index)
         except DataError as error:
-            # Readers that know the place of a row in its file have it with the cells.
-            where = getattr(row, "what", "" if isinstance(row, DataError) else "row")
+            # Readers that know the place of a row in its file have it with the cells; an error names it itself.
+            where = "" if isinstance(row, DataError) else getattr(row, "what", "row")
             said = DataError(
                 f"{where} {error.what}".strip(), got=error.got, expected=error.expected, fix=error.fix
             )

@@ -3,7 +3,9 @@
 Imported only for Parquet.
 """
 
+import bisect
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -61,13 +63,16 @@ def parquet_rows(
     # What folders say of rows, as `day=2024-01-31`, is known nowhere else.
     used = {*names, key, *columns.keep_columns}
     kept_names = [*columns.keep_columns, *(name for name in table.keys if name not in used)]
+    ends = list(itertools.accumulate(part.rows for part in table.parts))
 
     def blocks(size: int, start: int = 0) -> Iterator[RowBlock]:
         others = [*([] if key is None else [key]), *kept_names]
         wanted = np.arange(start, table.rows) if start else None
         for batch in table.batches([*names, *others], size=size, wanted=wanted):
             stop = start + batch.num_rows
-            ids = np.arange(start, stop) if key is None else _column_ids(path, batch.column(key))
+            # No batch has rows of two files.
+            file = table.parts[bisect.bisect(ends, start)].path
+            ids = np.arange(start, stop) if key is None else _column_ids(file, batch.column(key))
             block = read(np.arange(batch.num_rows), _joined(batch, names))
             block = _placed(path, block, np.arange(start, stop))
             kept = {one: batch.column(one).take(pa.array(block.ids)) for one in kept_names}

@@ -29,6 +29,7 @@ from orchestrator.rows.blocks import (
     StoredRows,
     check_ids,
     check_regular,
+    id_at,
     plain_ids,
     readable,
     source_file,
@@ -199,7 +200,8 @@ def table_rows(path: Path, info: ModelInfo, *, columns: ColumnNames) -> StoredRo
             block = block_of_cells(np.arange(first, first + len(cells)), cells, tensors)
             refused = tuple(_with_id(one, ids) for one in block.refused)
             kept = {
-                name: np.array([_kept(cells[row - first][place]) for row in block.ids], np.str_)
+                # As objects: an array of text is as wide in every row as in the longest.
+                name: np.array([_kept(cells[row - first][place]) for row in block.ids], object)
                 for place, name in enumerate(columns.keep_columns, len(names))
             }
             yield RowBlock(ids=ids[block.ids], rows=block.rows, refused=refused, kept=kept)
@@ -223,9 +225,10 @@ def table_source(path: Path, info: ModelInfo, *, columns: ColumnNames, classes: 
     columns = columns.found_in(f"{path}", "columns", table.names)
     tensors = tensor_columns(f"{path}", info, columns, table.names)
     key, label = columns.id_column, columns.label_column
-    ids = np.arange(table.total) if key is None else _ids(table, key)
+    ids = np.arange(table.total) if key is None else _as_array(_ids(table, key))
     check_ids(f"{path} ids", ids, table.total)
-    groups = None if columns.group_column is None else _ids(table, columns.group_column, each="a group")
+    group = columns.group_column
+    groups = None if group is None else _as_array(_ids(table, group, each="a group"))
     labels, missing = (None, None) if label is None else _labels(f"{path} {label}", table.column(label))
     row_labels = labels_from_array(f"{path}", labels, rows=table.total, classes=classes, missing=missing)
     names = _columns_of(tensors)
@@ -282,7 +285,7 @@ def _pieces(rows: Iterator[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
 
 
 def _with_id(row: RefusedRow, ids: Rows) -> RefusedRow:
-    return replace(row, id=ids[row.id].item())
+    return replace(row, id=id_at(ids, int(row.id)))
 
 
 def _kept(cell: Any) -> str:
@@ -303,18 +306,27 @@ def _ids(table: TextTable, name: str, *, each: str = "an id") -> Rows:
     return _with_unread(what, ids)
 
 
+def _as_array(ids: Rows) -> Rows:
+    """Ids as an array of text where they are text, not of objects."""
+    return ids.astype(np.str_) if ids.dtype == object else ids
+
+
 def _with_unread(what: str, ids: list[Any]) -> Rows:
-    """Ids (n,), in which rows that cannot be read get such as no other row has: nobody can tell theirs."""
+    """Ids (n,), in which rows that cannot be read get such as no other row has: nobody can tell theirs.
+
+    Text is one object for each row, since one long id would make an array of text as wide for all.
+    """
     unread = [row for row, one in enumerate(ids) if isinstance(one, DataError)]
     known = [one for one in ids if not isinstance(one, DataError)]
-    array = plain_ids(what, _alike(what, known), len(known))
+    array = _alike(what, known, text=object)
+    is_text = array.dtype == object
+    array = array if is_text else plain_ids(what, array, len(known))
     if not unread:
         return array
-    is_text = array.dtype.kind == "U"
     below = min(0, *array.tolist(), 0) - 1 if not is_text else 0
-    made = np.array([f"row {row}" for row in unread] if is_text else [below - row for row in unread])
-    # Widened first, because an insertion cuts longer text.
-    return np.insert(array.astype(np.result_type(array, made)), np.array(unread) - np.arange(len(unread)), made)
+    made = [f"row {row}" for row in unread] if is_text else [below - row for row in unread]
+    places = np.array(unread) - np.arange(len(unread))
+    return np.insert(array, places, np.array(made, array.dtype))
 
 
 def _labels(what: str, cells: list[Any]) -> tuple[Rows, Any]:
@@ -325,7 +337,7 @@ def _labels(what: str, cells: list[Any]) -> tuple[Rows, Any]:
     return _alike(what, [cell for cell in cells if cell not in (None, "")]), missing
 
 
-def _alike(what: str, cells: list[Any]) -> Rows:
+def _alike(what: str, cells: list[Any], *, text: Any = np.str_) -> Rows:
     """Ids or labels as an array: numbers where all are, else text; DataError where they are of several kinds."""
     if all(isinstance(cell, CsvText) for cell in cells):
         # Only what is written as the number is, so that 007 stays what it is.
@@ -336,6 +348,6 @@ def _alike(what: str, cells: list[Any]) -> Rows:
             got = f"{shown(cell)} after {shown(cells[0])}" if row else shown(cell)
             raise DataError(what, got=got, expected="whole numbers, or text in every row")
     try:
-        return np.array(cells) if cells else np.zeros(0, np.int64)
+        return np.array(cells, text if isinstance(cells[0], str) else None) if cells else np.zeros(0, np.int64)
     except OverflowError as error:
         raise DataError(what, got="a number of more than 64 bits", expected="whole numbers or text") from error

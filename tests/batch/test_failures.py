@@ -1,5 +1,6 @@
 """Jobs that cannot be done say so in one line and leave nothing half-written."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.batch.fixtures import Batching, encoded
+from tests.batch.fixtures import KEYS, Batching, encoded
 from tests.fakes.kserve import cascade_answer, images
 from tests.full_disk import assert_told_of_full_disk
 
@@ -220,3 +221,34 @@ def test_an_unknown_model_and_nobody_listening_are_one_line_and_5(job: Batching)
     job.save(images=images([1]))
     assert "nobody" in job.batch("in.npz", code=5, model="nobody")
     assert "check that the server runs" in job.batch("in.npz", "out.npz", "--url", "127.0.0.1:9", code=5)
+
+
+def test_what_a_killed_job_left_beside_its_file_is_removed_by_the_next(job: Batching) -> None:
+    job.save(images=images(KEYS))
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    left = [f".{name}.{ended.pid}-0123abcd.part" for name in ("out.npz", "out.refused.jsonl", "other.npz")]
+    # A job that still runs keeps its own.
+    left.append(f".out.npz.{os.getppid()}-0123abcd.part")
+    for name in left:
+        (job.folder / name).touch()
+    job.batch("in.npz")
+    assert job.files() == {"in.npz", "out.npz", "repository", *left[2:]}
+
+
+def test_servers_beside_in_process_and_http_are_refused(job: Batching) -> None:
+    job.save(images=images(KEYS))
+    assert "--url: got --in-process beside it" in job.batch("in.npz", "out.npz", "--in-process", code=2)
+    places = f"{job.front.address},http://127.0.0.1:8000"
+    line = job.batch("in.npz", "out.npz", "--url", places, code=2)
+    assert "got 'http://127.0.0.1:8000', expected host:port, grpc:// or grpcs:// over gRPC" in line
+
+
+def test_the_file_whose_rows_lack_ids_is_named(job: Batching) -> None:
+    (job.folder / "in").mkdir()
+    pixels = pa.array(images(np.arange(20)).reshape(20, -1).tolist(), pa.list_(pa.float32()))
+    job.parquet("in/a.parquet", id=[f"r{row}" for row in range(20)], image=pixels)
+    job.parquet("in/b.parquet", image=pixels)
+    line = job.batch("in", "answers", "--part-rows", 10, code=2)
+    assert f"{job.folder}/in/b.parquet id: got 10 nulls, expected an id in every row" in line
+    assert "20 of 40 rows are kept" in line

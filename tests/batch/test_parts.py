@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,11 @@ def test_a_folder_of_another_job_or_with_other_things_is_refused(job: Batching) 
     del job.fake.models[0].settings["parameters"]
     first = job.folder / "in" / "day=2024-01-01" / "rows.parquet"
     pq.write_table(pq.read_table(first, partitioning=None), first)
-    assert "results of other data: day=2024-01-01/rows.parquet" in job.batch("in", "answers", code=2)
+    line = job.batch("in", "answers", code=2)
+    assert "results of other data: day=2024-01-01/rows.parquet" in line
+    # As a person and `touch -d` read it.
+    written = datetime.fromtimestamp(first.stat().st_mtime, UTC)
+    assert f"bytes, written at {written:%Y-%m-%dT%H:%M:%S}." in line
     # What is refused is left as it is, parts behind a gap too.
     parts = sorted((job.folder / "answers").glob("part-*"))
     parts[0].rename(job.folder / "kept")

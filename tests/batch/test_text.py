@@ -1,5 +1,6 @@
 """`committee batch` over texts and columns of numbers, against a fake server."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,29 @@ def test_a_row_that_is_no_text_is_refused_beside_its_neighbours(job: Batching) -
     assert answers["label"] == [3, 0]
     assert answers["more"] == ["1", "3"]
     assert "in.csv row 1 (line 3) text: got byte 0xff" in job.refused()["b"]
+
+
+@pytest.mark.parametrize("output", ["out.parquet", "out.npz"])
+def test_one_long_cell_does_not_make_every_row_as_wide(job: Batching, output: str) -> None:
+    long, rows = "z" * 100_000, 200
+    cells = [f"r{row},{'t' if row else long},1,2,3" for row in range(rows)]
+    cells[7] = f"{long},t,1,2,3"
+    (job.folder / "in.csv").write_text("\n".join(["id,note,a,b,c", *cells, "torn", ""]))
+    tracemalloc.start()
+    words = ["--columns", "a,b,c", "--keep-columns", "note"]
+    job.batch("in.csv", output, *words, model="table", code=REFUSED)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # An archive is written as one array of text; a column that is one has 4 bytes for each character.
+    assert peak < (3 if output == "out.parquet" else 8) * 4 * len(long) * rows / 4
+    answers = job.answers(output)
+    assert answers["note"] == [long, *["t"] * (rows - 1)]
+    assert answers["id"] == [f"r{row}" if row != 7 else long for row in range(rows)]
+    # The place of a row that is no row is named once.
+    reason = job.refused()[f"row {rows}"]
+    assert (
+        reason == f"{job.folder}/in.csv row {rows} (line {rows + 2}): got 1 cells, expected 5, one for each column"
+    )
 
 
 def test_columns_of_numbers_are_the_rows(job: Batching) -> None:
