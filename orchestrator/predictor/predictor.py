@@ -198,7 +198,7 @@ class Predictor:
         return pa.table({name: list(one) if one.ndim > 1 else one for name, one in answers.items()})
 
     def _block_of_arrays(self, rows: Mapping[str, Any]) -> RowBlock:
-        if rows and all(np.shape(one)[:1] == (0,) for one in rows.values()):
+        if rows and all(_is_empty(one) for one in rows.values()):
             return RowBlock(ids=np.arange(0), rows=next(iter(rows.values())))
         ready = ready_rows(self.info, rows)
         count = len(next(iter(ready.values())))
@@ -243,6 +243,10 @@ class Predictor:
             identity=identity,
             probabilities=self.probabilities,
         )
+
+
+def _is_empty(column: Any) -> bool:
+    return column.shape[:1] == (0,) if isinstance(column, np.ndarray) else isinstance(column, list) and not column
 
 
 def answers_of(outcomes: Iterable[BlockOutcome], rows: int, *, classes: int | None) -> dict[str, Rows]:

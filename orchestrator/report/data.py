@@ -343,7 +343,9 @@ def report_from_records(
 def _clock(extra: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the planner predicted in time; nothing where that is missing, or was written by somebody else."""
     facts = extra.get("timing")
-    known = {field.name for field in dataclasses.fields(Prediction)} | {"machine", "asked", "alternatives"}
+    # Plans made before a fact was predicted lack it.
+    always = {field.name for field in dataclasses.fields(Prediction) if field.default is dataclasses.MISSING}
+    known = always | {"machine", "asked", "alternatives"}
     return facts if isinstance(facts, dict) and known <= set(facts) else {}
 
 

@@ -36,7 +36,7 @@ def test_an_easy_row_passes_few_files(tmp_path: Path) -> None:
 
 def test_a_hard_row_passes_few_files(tmp_path: Path) -> None:
     files = files_of_a_row(tmp_path, HARD)
-    assert len(files) <= 17, files
+    assert len(files) <= 18, files
 
 
 def test_a_plan_passes_few_files(tmp_path: Path) -> None:
@@ -44,4 +44,4 @@ def test_a_plan_passes_few_files(tmp_path: Path) -> None:
     assert plan(*command) == 0, "once before, so that imports are no part of the trace"
     with traced() as trace:
         assert plan(*command) == 0
-    assert len(trace.files) <= 41, trace.files
+    assert len(trace.files) <= 42, trace.files

@@ -359,6 +359,12 @@ def test_what_was_predicted_by_the_clock_has_a_section() -> None:
     text = Page(undrawn(with_facts(made_plan(fit=made_fit()), timing=CLOCK), made_records())).text
     assert "0.5 ms per row on average, at most 2.5 for 99 % of the rows" in text
     assert "a<b" in text
+    assert "Rows are answered" not in text
+    assert "own process" not in text
+    more = {"answered_ms": 0.75, "answered_p99_ms": 3.5, "in_process": {"stages": 1, "ms": 0.25}}
+    text = Page(undrawn(with_facts(made_plan(fit=made_fit()), timing=CLOCK | more), made_records())).text
+    assert "Rows are answered after 0.75 ms on average, 99 % of them within 3.5." in text
+    assert "With 1 leading stages in the cascade's own process" in text
 
 
 @pytest.mark.parametrize("facts", [{}, 5, {"ms": 1}])

@@ -146,11 +146,16 @@ def test_a_lone_request_is_a_batch_a_call_of_each_stage_it_reaches_and_where_it_
             route = bench.repository.routes[name]
             counted[name] = messages_per_request(route, counted_between(before, statistics.counts()), window)
     reach = bench.rows.reach(len(bench.repository.scenario.members))
-    assert counted == {
-        "committee": pytest.approx(2 + 2 * sum(reach) + reach[1]),
-        IN_PROCESS: pytest.approx(2 + 2 * sum(reach[1:]) + reach[1]),
-        "tutorial": pytest.approx(2 + 2 * sum(reach)),
-        "concatenate_1": pytest.approx(2 + 2 * sum(reach)),
+    # Both cascades ask every member one row each few seconds, to see that it is still as planned: those calls are
+    # counted with whatever route is measured then, and are few beside the least that a route could add, 0.4.
+    expected = {
+        "committee": 2 + 2 * sum(reach) + reach[1],
+        IN_PROCESS: 2 + 2 * sum(reach[1:]) + reach[1],
+        "tutorial": 2 + 2 * sum(reach),
+        "concatenate_1": 2 + 2 * sum(reach),
     }
+    assert {name: found - expected[name] for name, found in counted.items()} == pytest.approx(
+        dict.fromkeys(expected, 0), abs=0.1
+    )
     client = bench.repository.routes["client_sync"]
     assert messages_per_request(client, {}, window) is None

@@ -61,7 +61,8 @@ def test_a_quick_run_of_short_windows_leaves_results_verdict_and_report(tmp_path
     assert ours["cpu_ms_per_request"] > 0
     assert ours["resident_mib"] > 50
     open_loop = cells["committee", "poisson", 0.15, None]
-    assert open_loop["requests_per_s"] == pytest.approx(open_loop["rate"], rel=0.5)
+    # No more than was sent; how much less says how busy this machine is.
+    assert 0 < open_loop["requests_per_s"] < 1.5 * open_loop["rate"]
     assert open_loop["send_lag_p50_ms"] >= 0
     # A batch there and back, a call of each stage that a row gets to, and an answer for a deferred row.
     for route, called in (("committee", 0), (IN_PROCESS, 1)):
