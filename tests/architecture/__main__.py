@@ -9,7 +9,7 @@ from tests.architecture import tree
 
 # What there is today: to be lowered with it, and raised only for a feature that needs it.
 MOST_MODULES = 320
-MOST_LINES = 65_131
+MOST_LINES = 65_200
 
 
 def rows() -> list[tuple[str, int, int, list[str]]]:
