@@ -38,8 +38,8 @@ _ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
 
 
 def refused_path(output: Path) -> Path:
-    """Where the refused rows of a job go, as JSON lines: out.parquet -> out.refused.jsonl; a folder itself."""
-    return output.with_suffix(".refused.jsonl") if output.suffix in FILES else output
+    """Where the refused rows of a job go, as JSON lines: out.npz -> out.npz.refused.jsonl; a folder itself."""
+    return output.with_name(f"{output.name}.refused.jsonl") if output.suffix in FILES else output
 
 
 @dataclass(frozen=True, kw_only=True)

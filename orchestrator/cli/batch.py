@@ -101,7 +101,7 @@ def batch(
 
     OUT gets id, label, confidence, exit_stage, cost and status, and then the columns of --keep-columns, where one
     called `label` becomes `input_label`, and so on. Rows that are refused, by the server or because
-    they cannot be read, go to OUT's name with .refused.jsonl (id, reason) and do not stop the job. A file appears
+    they cannot be read, go to OUT.refused.jsonl (id, reason) and do not stop the job. A file appears
     only when the job is finished. A plan with gears judges by its own thresholds: a job is not to get other
     answers because of the load it makes itself.
 

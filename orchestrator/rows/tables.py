@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,7 +62,7 @@ class TextTable:
 
     def cells(self, columns: Sequence[str]) -> Iterator[Any]:
         """The cells of some columns in order, a list for each row, or the DataError of a bad one; None is null."""
-        for number, (line, record) in enumerate(_records(self.path)):
+        for number, (line, record) in enumerate(_records(self.path, columns)):
             what = _place(self.path, number, line)
             if isinstance(record, DataError):
                 yield _named(what, record)
@@ -98,7 +98,7 @@ def text_table(path: Path) -> TextTable:
     if path.suffix.lower() in CSV_ENDINGS:
         names = dict.fromkeys(_header(path))
     first: DataError | None = None
-    for line, record in _records(path):
+    for line, record in _records(path, ()):
         if isinstance(record, dict):
             names |= dict.fromkeys(record)
         elif first is None:
@@ -112,8 +112,9 @@ def text_table(path: Path) -> TextTable:
     return TextTable(path=path, names=tuple(names), total=total)
 
 
-def _records(path: Path) -> Iterator[Record]:
-    return (_csv_records if path.suffix.lower() in CSV_ENDINGS else _json_records)(path)
+def _records(path: Path, columns: Collection[str]) -> Iterator[Record]:
+    """Every row with the cells of some columns at least; of JSON lines with all."""
+    return _csv_records(path, columns) if path.suffix.lower() in CSV_ENDINGS else _json_records(path)
 
 
 @contextmanager
@@ -144,13 +145,14 @@ def _header(path: Path) -> list[str]:
     return names
 
 
-def _csv_records(path: Path) -> Iterator[Record]:
+def _csv_records(path: Path, columns: Collection[str]) -> Iterator[Record]:
     with _csv_reader(path) as reader:
         rows = filter(None, reader)
         names: list[str] = next(rows, [])
+        places = [(place, name) for place, name in enumerate(names) if name in columns]
         for cells in rows:
             if len(cells) == len(names):
-                yield reader.line_num, dict(zip(names, map(CsvText, cells), strict=True))
+                yield reader.line_num, {name: CsvText(cells[place]) for place, name in places}
             else:
                 got = f"{len(cells)} cells"
                 yield reader.line_num, DataError("", got=got, expected=f"{len(names)}, one for each column")

@@ -64,7 +64,7 @@ class Batching:
         with np.load(path) as stored:
             return {key: stored[key].tolist() for key in stored.files}
 
-    def refused(self, name: str = "out.refused.jsonl") -> dict[object, str]:
+    def refused(self, name: str = "out.npz.refused.jsonl") -> dict[object, str]:
         lines = (self.folder / name).read_text().splitlines()
         return {one["id"]: one["reason"] for one in map(json.loads, lines)}
 

@@ -25,7 +25,7 @@ def test_every_row_is_answered_in_order_with_all_columns(job: Batching, output: 
     assert answers["label"] == (KEYS % 10).tolist()
     assert answers["exit_stage"] == (KEYS // 10).tolist()
     assert answers["cost"] == (1000.0 * (KEYS // 10 + 1)).tolist()
-    assert not (job.folder / "out.refused.jsonl").exists()
+    assert not (job.folder / "out.npz.refused.jsonl").exists()
 
 
 def test_order_is_kept_when_later_requests_finish_first(job: Batching) -> None:
@@ -208,9 +208,11 @@ def test_an_older_list_of_refused_rows_does_not_outlive_a_clean_job(job: Batchin
     job.save("bad.npz", images=images([1, 2]) * np.array([1, np.nan], np.float32)[:, None, None, None])
     job.save("good.npz", images=images([1, 2]))
     job.batch("bad.npz", code=REFUSED)
-    assert "out.refused.jsonl" in job.files()
+    assert "out.npz.refused.jsonl" in job.files()
+    job.batch("good.npz", "out.parquet")
+    assert "out.npz.refused.jsonl" in job.files()
     job.batch("good.npz")
-    assert "out.refused.jsonl" not in job.files()
+    assert "out.npz.refused.jsonl" not in job.files()
 
 
 def test_a_job_without_any_answer_fails_and_says_why(job: Batching) -> None:
@@ -219,5 +221,5 @@ def test_a_job_without_any_answer_fails_and_says_why(job: Batching) -> None:
     line = job.batch("in.npz", code=2)
     assert "no row answered" in line
     assert "NaN" in line
-    assert job.files() - before == {"out.refused.jsonl"}
+    assert job.files() - before == {"out.npz.refused.jsonl"}
     assert list(job.refused()) == [0, 1]

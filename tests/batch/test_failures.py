@@ -227,7 +227,7 @@ def test_what_a_killed_job_left_beside_its_file_is_removed_by_the_next(job: Batc
     job.save(images=images(KEYS))
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
-    left = [f".{name}.{ended.pid}-0123abcd.part" for name in ("out.npz", "out.refused.jsonl", "other.npz")]
+    left = [f".{name}.{ended.pid}-0123abcd.part" for name in ("out.npz", "out.npz.refused.jsonl", "other.npz")]
     # A job that still runs keeps its own.
     left.append(f".out.npz.{os.getppid()}-0123abcd.part")
     for name in left:

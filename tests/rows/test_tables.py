@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import CommitteeError, DataError
 from orchestrator.rows.blocks import ColumnNames, RowBlock
+from orchestrator.rows.cells import CsvText, RowForm, _number, _plain_numbers
 from orchestrator.rows.labels import MemberClasses
 from orchestrator.rows.opening import row_source, stored_rows
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
@@ -59,6 +60,25 @@ def write(path: Path, rows: list[dict]) -> Path:
     writer.writerows([[row[name] for name in names] for row in rows])
     path.write_bytes(buffer.getvalue().encode())
     return path
+
+
+NUMBER_TEXTS = st.one_of(
+    st.floats().map(repr), st.integers().map(str), st.text("-+.0123456789eE", max_size=5), st.just("65519.9")
+)
+
+
+@given(st.lists(NUMBER_TEXTS, min_size=1, max_size=3), st.sampled_from(["float16", "float32", "float64", "int64"]))
+def test_numbers_read_the_quick_way_are_those_of_the_general_one(cells: list[str], dtype: str) -> None:
+    form = RowForm(dtype=np.dtype(dtype), dims=(len(cells),))
+    found = _plain_numbers([CsvText(cell) for cell in cells], form.dtype)
+    if found is not None:
+        expected = np.array([_number("x", CsvText(cell), form) for cell in cells], dtype)
+        assert (found.dtype, found.tobytes()) == (expected.dtype, expected.tobytes())
+
+
+def test_usual_numbers_are_read_the_quick_way() -> None:
+    for cells in (["1", "-2.5", "1e-3"], [1, 2.5]):
+        assert _plain_numbers([CsvText(c) if isinstance(c, str) else c for c in cells], np.dtype("f4")) is not None
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])

@@ -89,7 +89,7 @@ def test_batch_leaves_out_rows_that_are_refused_and_says_why(
     assert "2 of 5 rows answered, 3 refused" in capsys.readouterr().out
     with np.load(out) as found:
         assert found["id"].tolist() == [0, 3]
-    refused = [json.loads(line) for line in out.with_suffix(".refused.jsonl").read_text().splitlines()]
+    refused = [json.loads(line) for line in out.with_suffix(".npz.refused.jsonl").read_text().splitlines()]
     reasons = {line["id"]: line["reason"] for line in refused}
     assert "got null" in reasons[2]
     assert all("got a text without a token" in reasons[row] for row in (1, 4)), reasons
