@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import CommitteeError, DataError
 from orchestrator.rows.blocks import ColumnNames, RowBlock
-from orchestrator.rows.cells import CsvText, RowForm, _number, _plain_numbers
+from orchestrator.rows.cells import CsvText, RowForm, TensorColumns
 from orchestrator.rows.labels import MemberClasses
 from orchestrator.rows.opening import row_source, stored_rows
 from orchestrator.spec.served_model import ModelInfo, TensorInfo
@@ -67,18 +67,19 @@ NUMBER_TEXTS = st.one_of(
 )
 
 
-@given(st.lists(NUMBER_TEXTS, min_size=1, max_size=3), st.sampled_from(["float16", "float32", "float64", "int64"]))
-def test_numbers_read_the_quick_way_are_those_of_the_general_one(cells: list[str], dtype: str) -> None:
+def row_of(cells: list[str], dtype: str) -> bytes | None:
     form = RowForm(dtype=np.dtype(dtype), dims=(len(cells),))
-    found = _plain_numbers([CsvText(cell) for cell in cells], form.dtype)
-    if found is not None:
-        expected = np.array([_number("x", CsvText(cell), form) for cell in cells], dtype)
-        assert (found.dtype, found.tobytes()) == (expected.dtype, expected.tobytes())
+    names = tuple(f"c{place}" for place in range(len(cells)))
+    try:
+        return TensorColumns(tensor="x", form=form, columns=names).row([CsvText(cell) for cell in cells]).tobytes()
+    except DataError:
+        return None
 
 
-def test_usual_numbers_are_read_the_quick_way() -> None:
-    for cells in (["1", "-2.5", "1e-3"], [1, 2.5]):
-        assert _plain_numbers([CsvText(c) if isinstance(c, str) else c for c in cells], np.dtype("f4")) is not None
+@given(st.lists(NUMBER_TEXTS, min_size=1, max_size=3), st.sampled_from(["float16", "float32", "float64", "int64"]))
+def test_numbers_read_a_row_at_a_time_are_those_read_one_by_one(cells: list[str], dtype: str) -> None:
+    # Cells with spaces around numbers are read one by one.
+    assert row_of(cells, dtype) == row_of([f" {cell}" for cell in cells], dtype)
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
