@@ -64,8 +64,10 @@ class Batching:
         with np.load(path) as stored:
             return {key: stored[key].tolist() for key in stored.files}
 
-    def refused(self, name: str = "out.npz.refused.jsonl") -> dict[object, str]:
-        lines = (self.folder / name).read_text().splitlines()
+    def refused(self) -> dict[object, str]:
+        """Of the one file of answers that has any."""
+        (path,) = self.folder.glob("*.refused.jsonl")
+        lines = path.read_text().splitlines()
         return {one["id"]: one["reason"] for one in map(json.loads, lines)}
 
     def files(self) -> set[str]:

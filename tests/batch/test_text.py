@@ -85,7 +85,7 @@ def test_one_long_cell_does_not_make_every_row_as_wide(job: Batching, output: st
     assert answers["note"] == [long, *["t"] * (rows - 1)]
     assert answers["id"] == [f"r{row}" if row != 7 else long for row in range(rows)]
     # The place of a row that is no row is named once.
-    reason = job.refused(f"{output}.refused.jsonl")[f"row {rows}"]
+    reason = job.refused()[f"row {rows}"]
     assert (
         reason == f"{job.folder}/in.csv row {rows} (line {rows + 2}): got 1 cells, expected 5, one for each column"
     )
