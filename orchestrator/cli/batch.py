@@ -78,7 +78,9 @@ def batch(
         bool,
         typer.Option("--in-process", help="Run the members of --repository here, with ONNX Runtime; no server."),
     ] = False,
-    timeout_s: Annotated[float, typer.Option(min=0.001, help="Longest wait for one answer.")] = 60.0,
+    timeout_s: Annotated[
+        float, typer.Option(min=0.001, help="Longest wait for one answer, of each server.")
+    ] = 60.0,
     patience_s: Annotated[
         float,
         typer.Option(min=0, help="How long a server that is away is waited for; inf waits until it is back."),

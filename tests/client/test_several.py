@@ -119,6 +119,17 @@ def test_a_server_of_another_plan_is_refused_at_the_start(kind: str) -> None:
     assert answered(servers) == [0, 0, 0]
 
 
+def test_a_server_that_is_back_with_another_plan_is_not_said_to_be_asked(caplog: pytest.LogCaptureFixture) -> None:
+    with fronts(2, settings=plan("a")) as servers, GrpcClient(addresses(servers), balancing=QUICK) as client:
+        client.infer("digits_cascade", images([1]))
+        servers[1].fake.ready = False
+        wait_for(caplog, "is not asked: it says")
+        servers[1].fake.models = [cascade(settings=plan("b"))]
+        servers[1].fake.ready = True
+        wait_for(caplog, "is not asked: it serves plan")
+    assert not [line for line in caplog.messages if "asked again" in line]
+
+
 def test_a_server_that_comes_to_serve_another_plan_is_asked_no_more(caplog: pytest.LogCaptureFixture) -> None:
     with fronts(settings=plan("a")) as servers, GrpcClient(addresses(servers), balancing=QUICK) as client:
         client.infer("digits_cascade", images([1]))
