@@ -21,11 +21,11 @@ from orchestrator.batch.writers import (
     require_parquet,
     whole_file,
 )
-from orchestrator.errors import ClientError, CommitteeError, DataError, SpecError, interrupted_from
+from orchestrator.errors import ClientError, DataError
 from orchestrator.files import remove_unfinished
 from orchestrator.predictor.asking import BlockOutcome
 from orchestrator.predictor.predictor import Predictor
-from orchestrator.progress import Advance, Progress, no_progress
+from orchestrator.progress import Advance, Progress, no_progress, rows_kept, saying_what_is_kept
 from orchestrator.repository.index import cascade_in, picture_reader, trained_columns
 from orchestrator.rows.blocks import ColumnNames, RowBlock, StoredRows, gathered
 from orchestrator.rows.opening import stored_rows
@@ -176,7 +176,7 @@ def _into_folder(job: BatchJob, rows: StoredRows, progress: Progress) -> BatchCo
             return count
         blocks = _blocks(job, rows, start)
         with (
-            _saying_what_is_kept(count, rows.total, job.output),
+            saying_what_is_kept(lambda: rows_kept(count.done, rows.total, job.output)),
             progress(f"asking {predictor.model}", rows.total) as advance,
             contextlib.closing(predictor.outcomes(blocks)) as outcomes,
             parts.keeping(),
@@ -200,21 +200,3 @@ def about_job(job: BatchJob) -> Mapping[str, Any]:
         "columns": columns,
         "probabilities": job.predictor.probabilities,
     }
-
-
-@contextlib.contextmanager
-def _saying_what_is_kept(count: BatchCount, total: int, folder: Path) -> Iterator[None]:
-    """Adds to errors and interrupts in the block how many rows are kept for the next run."""
-
-    def kept() -> str:
-        return f"{count.done} of {total} rows are kept in {folder}, the same command goes on from there"
-
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        raise interrupted_from(stopped, f"stopped: {kept()}") from None
-    except SpecError:
-        raise
-    except CommitteeError as error:
-        fix = "; ".join(filter(None, (error.fix, kept())))
-        raise type(error)(error.what, got=error.got, expected=error.expected, fix=fix) from error

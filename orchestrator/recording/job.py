@@ -9,7 +9,7 @@ import itertools
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +19,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import CommitteeError, DataError, DiskError, SpecError, first_few, interrupted_from
+from orchestrator.errors import DataError, DiskError, first_few
 from orchestrator.files import nearest_existing
 from orchestrator.planner.records import NON_FINITE, Records, RecordsFile, unusable_rows, write_records_in_parts
-from orchestrator.progress import Advance, Progress, no_progress
+from orchestrator.progress import Advance, Progress, no_progress, rows_kept, saying_what_is_kept
 from orchestrator.recording.pool import RecordingPool, opened_pool
 from orchestrator.recording.scores import check_piece, evidence_of
 from orchestrator.recording.shards import (
@@ -274,7 +274,13 @@ def record_job(
         return summary_of(finished, outputs, pool, source, seen=seen) | {"up_to_date": True}
     _check_disk(output, pool, rows=len(wanted))
     shards = Shards(output, header, restart=restart)
-    with contextlib.closing(shards), _saying_what_is_kept(shards, len(wanted)):
+
+    def kept() -> str:
+        # A part that cannot be read is not kept: only `restart` helps.
+        is_kept = shards.done and not shards.is_broken
+        return rows_kept(shards.done, len(wanted), shards.folder) if is_kept else ""
+
+    with contextlib.closing(shards), saying_what_is_kept(kept):
         if shards.resumed and tell is not None:
             tell(f"going on after {shards.resumed} of {len(wanted)} rows kept in {shards.folder}")
         with progress(f"asking {len(pool.names)} members", len(wanted)) as advance:
@@ -341,26 +347,6 @@ def _header(task: RecordingTask, options: RecordOptions) -> dict[str, Any]:
         "asked": pool.asked,
         "piece_rows": pool.piece_rows(),
     }
-
-
-@contextlib.contextmanager
-def _saying_what_is_kept(shards: Shards, total: int) -> Iterator[None]:
-    """Adds to errors and interrupts in the block how many rows are kept for the next run."""
-
-    def kept() -> str:
-        text = f"{shards.done} of {total} rows are kept in {shards.folder}, the same command goes on from there"
-        return text if shards.done else ""
-
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        raise interrupted_from(stopped, f"stopped: {kept() or 'no row was settled yet'}") from None
-    except SpecError:
-        raise
-    except CommitteeError as error:
-        # A part that cannot be read is not kept: only `restart` helps.
-        fix = "; ".join(filter(None, (error.fix, "" if shards.is_broken else kept())))
-        raise type(error)(error.what, got=error.got, expected=error.expected, fix=fix or None) from error
 
 
 def _check_disk(output: Path, pool: RecordingPool, *, rows: int) -> None:
