@@ -184,7 +184,7 @@ def test_a_pod_has_the_time_to_drain_and_to_stop() -> None:
     )
     server = from_file("base/deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
     stop = server["lifecycle"]["preStop"]["exec"]["command"][-1]
-    pause_s, drain_s = (int(re.search(pattern, stop)[1]) for pattern in (r"sleep (\d+)", r"--timeout-s=(\d+)"))  # type: ignore[index]
+    pause_s, drain_s = (int(re.search(pattern, stop)[1]) for pattern in (r"sleep (\d+)", r"--timeout-s=(\d+)"))
     assert grace_s > pause_s + drain_s + int(option(server, "exit-timeout-secs") or 0)
     # A probe that is cut off before it can say why tells nothing.
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):

@@ -186,7 +186,7 @@ def test_an_input_of_another_name_is_refused_by_name(testbed: ServedRepository) 
 def test_bad_rows_of_a_table_are_refused_by_row_and_all_others_answered(
     testbed: ServedRepository, tmp_path: Path, capsys: pytest.CaptureFixture[str], stored: str
 ) -> None:
-    job = Batching(None, SimpleNamespace(address=testbed.server.grpc_address), tmp_path, capsys)  # type: ignore
+    job = Batching(None, SimpleNamespace(address=testbed.server.grpc_address), tmp_path, capsys)
     (tmp_path / "repository").symlink_to(testbed.repository)
     good = [image.ravel().tolist() for image in testbed.images[:6]]
 
