@@ -40,12 +40,13 @@ test: setup ## Run every test but the slow ones, in as many processes as there a
 	$(BIN)/python -m pytest -m "not slow and not gpu and not alone" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
 	$(BIN)/python -m pytest -m "alone and not slow and not gpu"
 
-check: setup ## Lint, types, layers, size and shape of the tree
+check: setup ## Lint, types, layers, size and shape of the tree, manifests for Kubernetes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.architecture
+	$(BIN)/python -m pytest -q -m "not triton" tests/test_kubernetes.py
 
 faults: setup ## Try every fault of the matrix on the served product and write docs/reliability.md
 	$(BIN)/python -m tests.faults --write docs/reliability.md
