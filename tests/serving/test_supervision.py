@@ -83,7 +83,7 @@ def test_a_process_that_died_is_named_once_with_how_and_the_living_are_not(tmp_p
 def test_processes_whose_server_was_killed_are_ended_and_no_others(tmp_path: Path) -> None:
     orphan = parent_of(tmp_path / "b", "m", memory="committee_1_2_3")
     with parent_of(tmp_path, "other") as others, orphan as orphaned:
-        eventually(lambda: stubs_of(others))
+        eventually(lambda: stubs_of(others) and stubs_of(orphaned))
         # This parent has not the name of the memory in its command line, as the Triton of a process has.
         end_orphans()
         assert [stub.model for stub in stubs_of(others)] == ["other"]
